@@ -1,0 +1,32 @@
+"""What holds for every test: one thread per process, plain output of a fixed width, no GPU unless there is one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Before torch and rich look. On tensors this small a second thread costs more than it gives.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for variable in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+    os.environ.pop(variable, None)
+os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="120")
+
+# A shared machine may pause for longer than any deadline.
+settings.register_profile("ppdd", deadline=None, database=None, print_blob=True)
+settings.load_profile("ppdd")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device; torch is only asked if there are any."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and not _cuda():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
