@@ -104,7 +104,7 @@ def estimate_run(
     )
     real = (len(split.train) + len(split.validation) + len(split.test)) * pixels_each
     return Estimate(
-        seconds={stage: round(value, 1) for stage, value in seconds.items()},
+        seconds=seconds,
         peak_bytes=max(teaching, student.peak_bytes + 4 * compared * pixels_each) + real,
         disk_bytes=snapshot * teacher.teachers * (recipe.used_epochs + 1) + real + 2 * package,
         package_bytes=package,
