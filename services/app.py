@@ -1,0 +1,85 @@
+"""The API: wiring only. Which routes there are, what every request passes through, what runs beside them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+
+from ppdd_core import __version__
+from services.audit.router import router as audit
+from services.auth.dependencies import guard
+from services.auth.router import router as auth
+from services.catalogue.router import router as catalogue
+from services.datasets.router import router as datasets
+from services.detectors.router import router as detectors
+from services.jobs.reconcile import keep_reconciling
+from services.jobs.router import router as jobs
+from services.kit import problems
+from services.kit.limits import BodyLimitMiddleware
+from services.kit.metrics import MetricsMiddleware
+from services.kit.resources import Resources
+from services.peers.router import router as peers
+from services.system.router import public
+from services.system.router import router as system
+
+API = "/api/v1"
+ROUTERS = (system, auth, datasets, jobs, catalogue, peers, detectors, audit)
+DESCRIPTION = """\
+A hospital's node: distil chest X-rays into signed packages, release them, pull those of other hospitals, train
+detectors.
+
+Send a token as `Authorization: Bearer ppdd_…`. Errors are problem documents (RFC 9457). Lists are pages: follow `next`,
+or the `Link` header. What takes long answers 202 with the job's address in `Location`. Distilled images are measured,
+not anonymous.
+"""
+
+
+def create_app(resources: Resources) -> FastAPI:
+    """Return the node's API over `resources`, which the caller opened and closes."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        sweeper = threading.Thread(
+            target=keep_reconciling, args=(resources, stop), name="reconciler", daemon=True
+        )
+        sweeper.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            sweeper.join(5)
+
+    app = FastAPI(
+        title="PPDD node",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=f"{API}/openapi.json",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        generate_unique_id_function=operation_id,
+        separate_input_output_schemas=False,
+    )
+    app.state.resources = resources
+    problems.register(app)
+    api = APIRouter(prefix=API, dependencies=[Depends(guard)])
+    for router in ROUTERS:
+        api.include_router(router)
+    app.include_router(api)
+    app.include_router(public, dependencies=[Depends(guard)])
+    app.add_middleware(BodyLimitMiddleware, limits=resources.settings.limits)
+    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(problems.CorrelationMiddleware)
+    return app
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return the operation's id: its tag and its function's name, as the permission table has it."""
+    tag: Any = route.tags[0] if route.tags else "untagged"
+    return f"{tag}_{route.name}"

@@ -1,0 +1,1 @@
+"""Who did what, and what was refused: append-only and hash-chained."""

@@ -1,0 +1,1 @@
+"""People, their roles, sessions and tokens; and who may do what."""

@@ -1,0 +1,5 @@
+"""Routes under ``."""
+
+from fastapi import APIRouter
+
+router = APIRouter(prefix="", tags=["sessions"])

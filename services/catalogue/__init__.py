@@ -1,0 +1,1 @@
+"""Packages: what this node offers, holds and pulled; draft, released, yanked."""

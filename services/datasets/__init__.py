@@ -1,0 +1,1 @@
+"""Source datasets: which real images this hospital holds. They never leave it."""

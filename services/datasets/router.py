@@ -1,0 +1,5 @@
+"""Routes under `/datasets`."""
+
+from fastapi import APIRouter
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])

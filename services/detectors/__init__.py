@@ -1,0 +1,1 @@
+"""Detectors: classifiers trained here from packages. Research use only."""

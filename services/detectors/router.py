@@ -1,0 +1,5 @@
+"""Routes under `/detectors`."""
+
+from fastapi import APIRouter
+
+router = APIRouter(prefix="/detectors", tags=["detectors"])

@@ -1,0 +1,52 @@
+"""What routes are given: a session, the store, the node's resources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from services.kit.db import READONLY
+from services.kit.resources import Resources
+from services.kit.storage import ObjectStore
+from services.settings import Settings
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def resources_of(request: Request) -> Resources:
+    """Return what the process holds."""
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+def request_session(request: Request) -> Iterator[Session]:
+    """Yield the request's one session: reading for safe methods, else one transaction, committed before the answer.
+
+    What `enqueue` noted is rung for after the commit.
+    """
+    resources = resources_of(request)
+    if request.method in SAFE:
+        with resources.sessions() as session:
+            session.connection(execution_options={READONLY: True})
+            yield session
+        return
+    with resources.transaction() as session:
+        yield session
+
+
+def _settings(request: Request) -> Settings:
+    return resources_of(request).settings
+
+
+def _store(request: Request) -> ObjectStore:
+    return resources_of(request).store
+
+
+ResourcesDep = Annotated[Resources, Depends(resources_of)]
+# scope="function": the commit comes before the answer is sent, so that a 201 is never a lie.
+SessionDep = Annotated[Session, Depends(request_session, scope="function")]
+SettingsDep = Annotated[Settings, Depends(_settings)]
+StoreDep = Annotated[ObjectStore, Depends(_store)]

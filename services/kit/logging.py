@@ -1,0 +1,71 @@
+"""Log lines on standard error: one per state change, with ids and numbers as fields.
+
+Never in a line: tokens, passwords, file names or ids of patients, image content. `scrub` is the last guard.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+from services.settings import LogSettings
+
+_SECRET_NAMES = re.compile(
+    r"token|password|secret|authorization|cookie|totp|patient", re.IGNORECASE
+)
+_SECRET_TEXT = re.compile(
+    r"ppdd_[A-Za-z0-9_-]{8,}|(?<=Bearer )\S+|(?<=X-Amz-Signature=)[0-9a-f]+|(?<=://)[^/\s@]+(?=@)"
+)
+
+
+def configure(settings: LogSettings) -> None:
+    """Let structlog and the standard library write the same lines."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        scrub,
+    ]
+    level = getattr(logging, settings.level.upper())
+    render = (
+        structlog.processors.JSONRenderer()
+        if settings.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "celery"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    # Requests are counted by the metrics and, where they matter, audited; a line each would hold addresses.
+    logging.getLogger("uvicorn.access").disabled = True
+
+
+def scrub(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Blank fields that are secrets by name, and secrets inside any text."""
+    for name, value in event.items():
+        if _SECRET_NAMES.search(name):
+            event[name] = "[hidden]"
+        elif isinstance(value, str):
+            event[name] = _SECRET_TEXT.sub("[hidden]", value)
+    return event

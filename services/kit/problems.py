@@ -1,0 +1,260 @@
+"""What is wrong, as HTTP says it: RFC 9457 problem documents, in one place.
+
+ServiceError            a refusal of a service; its class says status, slug and title
+├── BadRequestError         400  the request cannot be understood
+├── UnauthorizedError       401  nobody, or nobody known, is asking
+├── ForbiddenError          403  this caller may not do this
+├── NotFoundError           404  there is nothing there that this caller may see
+├── ConflictError           409  what is there now does not allow it
+├── TooLargeError           413  more bytes than are taken
+├── UnprocessableError      422  understood, but it cannot be done as asked
+├── TooManyError            429  wait, then ask again
+└── UnavailableError        503  something this needs does not answer
+
+More precise classes live beside the rules that raise them. Errors of `ppdd_core` become problems by the table below.
+Anything else is a bug: a 500 without detail, and a log line with it under the same correlation id, which is made here
+and never taken from the caller.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import secrets
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ppdd_core import errors as core
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger(__name__)
+correlation: contextvars.ContextVar[str] = contextvars.ContextVar("correlation", default="")
+
+
+class ServiceError(Exception):
+    """Anything a service refuses on purpose. `detail` says what is wrong, where, and what to do."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something went wrong here"
+
+    def __init__(
+        self, detail: str, *, headers: Mapping[str, str] | None = None, **facts: Any
+    ) -> None:
+        super().__init__(detail)
+        self.detail, self.headers, self.facts = detail, dict(headers or {}), facts
+
+
+class BadRequestError(ServiceError):
+    """The request cannot be understood."""
+
+    status, slug, title = 400, "bad-request", "The request cannot be understood"
+
+
+class UnauthorizedError(ServiceError):
+    """Nobody, or nobody known, is asking."""
+
+    status, slug, title = 401, "unauthorized", "Log in, or send a valid token"
+
+    def __init__(
+        self,
+        detail: str = "send a token as `Authorization: Bearer ppdd_…`, or log in",
+        **facts: Any,
+    ) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="ppdd"'}, **facts)
+
+
+class ForbiddenError(ServiceError):
+    """This caller may not do this."""
+
+    status, slug, title = 403, "forbidden", "You may not do this"
+
+
+class NotFoundError(ServiceError):
+    """There is nothing there that this caller may see."""
+
+    status, slug, title = 404, "not-found", "There is no such thing"
+
+
+class ConflictError(ServiceError):
+    """What is there now does not allow it."""
+
+    status, slug, title = 409, "conflict", "This does not fit what is there"
+
+
+class TooLargeError(ServiceError):
+    """More bytes than are taken."""
+
+    status, slug, title = 413, "too-large", "This is too large"
+
+
+class UnprocessableError(ServiceError):
+    """Understood, but it cannot be done as asked."""
+
+    status, slug, title = 422, "unprocessable", "This cannot be done as asked"
+
+
+class TooManyError(ServiceError):
+    """Wait, then ask again."""
+
+    status, slug, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: int, **facts: Any) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)}, **facts)
+
+
+class UnavailableError(ServiceError):
+    """Something this needs does not answer."""
+
+    status, slug, title = 503, "unavailable", "Something this needs does not answer"
+
+
+# The first class that fits decides.
+CORE: tuple[tuple[type[core.PpddError], int, str, str], ...] = (
+    (core.BadConfigError, 422, "bad-config", "A recipe or an option cannot work"),
+    (core.UnsafeSourceError, 422, "unsafe-source", "The dataset is unsafe to read"),
+    (core.SourceError, 422, "bad-source", "The dataset cannot be used"),
+    (core.PackageError, 422, "bad-package", "The package cannot be used"),
+    (core.PpddError, 422, "refused", "This was refused"),
+)
+
+
+class CorrelationMiddleware:
+    """Give every request an id of ours, in the log's context and in the answer's headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = secrets.token_hex(8)
+        correlation.set(name)
+        structlog.contextvars.bind_contextvars(correlation_id=name)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message.setdefault("headers", []).append((b"x-correlation-id", name.encode()))
+            await send(message)
+
+        await self.app(scope, receive, answer)
+
+
+def document(status: int, slug: str, title: str, detail: str, **facts: Any) -> dict[str, Any]:
+    """Return a problem document."""
+    return {
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "correlation_id": correlation.get(),
+        **facts,
+    }
+
+
+def respond(
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **facts: Any,
+) -> JSONResponse:
+    """Return a problem document as an answer."""
+    return JSONResponse(
+        document(status, slug, title, detail, **facts),
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def register(app: FastAPI) -> None:
+    """Let `app` answer every error as a problem document."""
+    app.add_exception_handler(ServiceError, _service)
+    app.add_exception_handler(core.PpddError, _core)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(Exception, _bug)
+
+
+def _service(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    if error.status >= 500:
+        log.error("request.failed", slug=error.slug, detail=error.detail)
+    return respond(
+        error.status, error.slug, error.title, error.detail, headers=error.headers, **error.facts
+    )
+
+
+def _core(_request: Request, error: Exception) -> JSONResponse:
+    _, status, slug, title = next(row for row in CORE if isinstance(error, row[0]))
+    facts: dict[str, Any] = (
+        {"problems": error.problems} if isinstance(error, core.BadManifestError) else {}
+    )
+    return respond(status, slug, title, str(error), **facts)
+
+
+def _validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"where": "/".join(str(part) for part in one["loc"]), "problem": one["msg"]}
+        for one in error.errors()
+    ]
+    detail = "; ".join(f"{one['where']}: {one['problem']}" for one in errors[:5])
+    return respond(
+        422, "invalid-request", "The request does not have the right shape", detail, errors=errors
+    )
+
+
+def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    known = {
+        404: ("not-found", NotFoundError.title),
+        405: ("method-not-allowed", "This method is not allowed here"),
+    }
+    slug, title = known.get(error.status_code, ("http-error", "The request was refused"))
+    return respond(error.status_code, slug, title, str(error.detail), headers=error.headers)
+
+
+def _database(_request: Request, error: Exception) -> JSONResponse:
+    """A database that is away is not a bug: say so, and let the caller come back."""
+    assert isinstance(error, DBAPIError)
+    log.error(
+        "database.error", error=type(error.orig).__name__, invalidated=error.connection_invalidated
+    )
+    if error.connection_invalidated or type(error).__name__ == "OperationalError":
+        return respond(
+            503,
+            "database-unavailable",
+            "The database does not answer",
+            "try again in a moment",
+            headers={"Retry-After": "5"},
+        )
+    return respond(
+        500,
+        "internal",
+        ServiceError.title,
+        "the administrator finds this correlation id in the log",
+    )
+
+
+def _bug(_request: Request, error: Exception) -> JSONResponse:
+    log.exception("request.bug", exc_info=error)
+    return respond(
+        500,
+        "internal",
+        ServiceError.title,
+        "the administrator finds this correlation id in the log",
+    )

@@ -1,0 +1,1 @@
+"""Other hospitals' nodes: pulling their packages, and verifying them before anything counts."""

@@ -1,0 +1,5 @@
+"""Routes under `/pulls`."""
+
+from fastapi import APIRouter
+
+router = APIRouter(prefix="/pulls", tags=["pulls"])
