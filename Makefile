@@ -40,8 +40,8 @@ evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; 
 
 lock: $(STAMP) ## resolve the dependencies of pyproject.toml anew into the lock files
 	$(BIN)/uv pip compile $(COMPILE) -o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile $(COMPILE) -o requirements-worker.lock --extra worker pyproject.toml
-	$(BIN)/uv pip compile $(COMPILE) -o requirements-dev.lock --extra worker --extra dev pyproject.toml
+	$(BIN)/uv pip compile $(COMPILE) -o requirements-worker.lock --extra worker --extra dicom pyproject.toml
+	$(BIN)/uv pip compile $(COMPILE) -o requirements-dev.lock --extra worker --extra dicom --extra dev pyproject.toml
 
 clean: ## remove .venv and what the tools left behind
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -99,8 +99,12 @@ def _grey(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
     if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return _raster(data)
     if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
-        from ppdd_core.data.dicom import read_dicom  # pydicom takes 0.4 s to import
-
+        try:
+            from ppdd_core.data.dicom import read_dicom  # pydicom takes 0.4 s to import
+        except ImportError:
+            raise BadImageError(
+                "is DICOM, and nothing is installed here that reads it: pip install 'ppdd[dicom]'"
+            ) from None
         return read_dicom(data)
     raise BadImageError("is not a PNG, JPEG or DICOM file")
 
