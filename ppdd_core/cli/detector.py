@@ -19,6 +19,7 @@ from ppdd_core.cli.console import FAILED, JsonOption, complain, emit, progress_b
 from ppdd_core.cli.dataset import WhereOption, parse_where
 from ppdd_core.config import NetConfig, Recipe
 from ppdd_core.data.names import shown
+from ppdd_core.detector.use import USE
 from ppdd_core.errors import BadConfigError
 from ppdd_core.seeding import split_seed
 
@@ -171,7 +172,7 @@ def evaluate(
         "split": split.value,
         "images": found.images,
         "classes": list(detector.classes),
-        "use": _use(),
+        "use": USE,
         **found.to_dict(),
     }
     emit(value, as_json=as_json, render=_show_metrics(found, detector.classes))
@@ -197,7 +198,7 @@ def predict(
         found = predict_files(detector, images, on_progress=update)
     value = {
         "detector": readable(path),
-        "use": _use(),
+        "use": USE,
         "classes": list(detector.classes),
         "predictions": [_prediction(one, detector.classes) for one in found],
     }
@@ -295,16 +296,10 @@ def _device(wanted: Device) -> str:
 # -------------------------------------------------------------------------------- output
 
 
-def _use() -> str:
-    from ppdd_core.detector.model import USE
-
-    return USE
-
-
 def _trained(detector: Detector, out: Path) -> dict[str, Any]:
     return {
         "detector": readable(out),
-        "use": _use(),
+        "use": USE,
         "classes": list(detector.classes),
         "image_size": detector.image_size,
         "net": asdict(detector.net),
@@ -332,7 +327,7 @@ def _show_trained(detector: Detector, out: Path) -> RenderableType:
         f"written to {readable(out)}\n"
         f"next: ppdd detector evaluate {readable(out)} --data PATH"
     )
-    return Group(table, Text(lines), Text(_use(), style="bold yellow"))
+    return Group(table, Text(lines), Text(USE, style="bold yellow"))
 
 
 def _show_metrics(found: Metrics, classes: Sequence[str]) -> RenderableType:
@@ -363,7 +358,7 @@ def _show_metrics(found: Metrics, classes: Sequence[str]) -> RenderableType:
         confusion.add_column(Text(name), justify="right")
     for name, row in zip(classes, found.confusion, strict=True):
         confusion.add_row(Text(name), *(f"{count:,}" for count in row))
-    return Group(overall, by_class, confusion, Text(_use(), style="bold yellow"))
+    return Group(overall, by_class, confusion, Text(USE, style="bold yellow"))
 
 
 def _show_predictions(found: Sequence[Prediction], classes: Sequence[str]) -> RenderableType:
@@ -386,7 +381,7 @@ def _show_predictions(found: Sequence[Prediction], classes: Sequence[str]) -> Re
                     Text("█" * round(value * 24), style="cyan" if value == best else "dim"),
                 )
         table.add_section()
-    return Group(table, Text(_use(), style="bold yellow"))
+    return Group(table, Text(USE, style="bold yellow"))
 
 
 def _prediction(one: Prediction, classes: Sequence[str]) -> Mapping[str, Any]:

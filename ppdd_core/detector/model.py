@@ -23,7 +23,6 @@ from ppdd_core.errors import BadConfigError, SourceError, TrainingError
 from ppdd_core.nets.fit import predict
 from ppdd_core.nets.functional import FlatNet
 
-USE = "Research use only. Not for diagnosis."
 BLOCK = 1024  # images turned into float at a time
 
 

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from ppdd_core.config import DetectorConfig, NetConfig
 from ppdd_core.data.distilled import Normalisation
-from ppdd_core.detector.model import USE, Detector, Source
+from ppdd_core.detector.model import Detector, Source
+from ppdd_core.detector.use import DESCRIPTION, USE, WEIGHTS
 from ppdd_core.errors import BadConfigError, DigestMismatchError, PackageError
 from ppdd_core.nets.functional import FlatNet, flatten
 
 FORMAT_VERSION = 1
-DESCRIPTION, WEIGHTS = "detector.json", "weights.safetensors"
 MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 512 << 20
 HEADER_BYTES = 1 << 16  # safetensors' own header: names and shapes

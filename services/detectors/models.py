@@ -1,25 +1,33 @@
-"""Tables of detectors and of how well they did."""
+"""Tables of detectors, of how well they did, and of images that wait for a prediction."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, String
+from sqlalchemy import ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.kit.db import Row
+from services.kit.db import Base, Row
 
 
 class Detector(Row):
     """A trained network: where its two files lie in the store, and what it learned from."""
 
     __tablename__ = "detectors"
+    __table_args__ = (
+        Index(  # a removed detector keeps its row and gives its name free
+            "uq_detectors_name", "name", unique=True,
+            postgresql_where=text("state <> 'removed'"), sqlite_where=text("state <> 'removed'"),
+        ),
+    )  # fmt: skip
 
-    name: Mapped[str] = mapped_column(String(100), unique=True)  # slug
+    name: Mapped[str] = mapped_column(String(100))  # slug
     owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), index=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), unique=True)
-    state: Mapped[str] = mapped_column(String(16), index=True)  # training, ready, failed, removed
+    state: Mapped[str] = mapped_column(
+        String(16), index=True
+    )  # training, ready, removed; what became of a training that ended otherwise, its job says
     description_sha256: Mapped[str | None] = mapped_column(String(64), index=True)  # detector.json
     weights_sha256: Mapped[str | None] = mapped_column(
         String(64), index=True
@@ -38,3 +46,14 @@ class Evaluation(Row):
     dataset_id: Mapped[UUID] = mapped_column(ForeignKey("source_datasets.id"), index=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), unique=True)
     metrics: Mapped[dict[str, Any]]
+
+
+class PredictionImage(Base):
+    """An uploaded image that a prediction has not been made of yet: sealed, and deleted when its job has ended."""
+
+    __tablename__ = "prediction_images"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    sha256: Mapped[str] = mapped_column(String(64), index=True)  # of the sealed bytes

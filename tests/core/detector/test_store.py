@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from ppdd_core.config import DetectorConfig, NetConfig
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import DistilledSet
-from ppdd_core.detector.model import USE, Detector
-from ppdd_core.detector.store import DESCRIPTION, WEIGHTS, load_detector, save_detector
+from ppdd_core.detector.model import Detector
+from ppdd_core.detector.store import load_detector, save_detector
 from ppdd_core.detector.train import train_detector
+from ppdd_core.detector.use import DESCRIPTION, USE, WEIGHTS
 from ppdd_core.errors import DigestMismatchError, PackageError, PpddError
 
 CONFIG = DetectorConfig(epochs=1, augment="")
