@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +26,12 @@ class StoreError(ServiceError):
     """The object store cannot do what was asked: unreachable, refused, full, or an answer that makes no sense."""
 
     status, slug, title = 503, "store-unavailable", "The object store does not answer"
+
+
+class StoreDeniedError(StoreError):
+    """The store does not let this node in."""
+
+    slug, title = "store-denied", "The object store refuses this node"
 
 
 class ObjectMissingError(StoreError):
@@ -83,8 +93,14 @@ class ObjectStore(Protocol):
     def list(self) -> Iterator[Stored]:
         """Yield every object, in no order."""
 
+    def drop_unfinished(self, before: datetime) -> None:
+        """Remove what writes that were broken off before that moment left behind; it never was an object."""
+
     def check(self) -> None:
         """Raise StoreError if the store cannot be written and read now."""
+
+    def check_private(self) -> None:
+        """Raise StoreError if objects can be had without going through the node."""
 
 
 def require_digest(sha256: str) -> str:
@@ -105,3 +121,52 @@ def pieces(file: BinaryIO) -> Iterator[bytes]:
     """Yield a file's bytes in pieces of CHUNK."""
     while piece := file.read(CHUNK):
         yield piece
+
+
+def span(size: int, start: int, length: int | None) -> tuple[int, int]:
+    """Return the first byte and the number of bytes that a read of an object of `size` bytes gives."""
+    if start < 0 or (length is not None and length < 0):
+        raise ValueError(f"no part of an object: start {start}, length {length}")
+    rest = max(size - start, 0)
+    return start, rest if length is None else min(length, rest)
+
+
+def verified(data: Iterable[bytes], sha256: str) -> Iterator[bytes]:
+    """Yield pieces as they come; ObjectDamagedError instead of the last one if they are not those of `sha256`."""
+    digest, held = hashlib.sha256(), b""
+    for piece in data:
+        if held:
+            yield held
+        digest.update(piece)
+        held = piece
+    if digest.hexdigest() != sha256:
+        raise ObjectDamagedError(
+            f"the bytes given for object {sha256[:12]}… are not those of its digest"
+        )
+    if held:
+        yield held
+
+
+def write_whole(data: Iterable[bytes], path: Path) -> None:
+    """Write pieces to `path` through a file beside it, so that it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(aside, flags, 0o600), "wb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as err:
+        aside.unlink(missing_ok=True)
+        raise disk_failure(err, "writing down an object") from err
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def disk_failure(error: OSError, doing: str) -> StoreError:
+    """Return the StoreError that says what the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(f"there is no room left for {doing}: free some space, then try again")
+    return StoreError(f"{doing} failed: {error.strerror or type(error).__name__}")
