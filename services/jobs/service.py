@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from services.audit import service as audit
 from services.audit.actor import SYSTEM
 from services.auth.principal import Principal
+from services.jobs.errors import LostJobError as LostJobError
 from services.jobs.models import ENDED, Attempt, Job, JobEvent, Kind, LogLine, State
 from services.kit.db import now
 from services.kit.problems import ConflictError, NotFoundError, UnprocessableError
@@ -44,12 +45,6 @@ class JobEndedError(ConflictError):
     """The job has ended, so this cannot be done to it any more."""
 
     slug, title = "job-ended", "The job has ended"
-
-
-class LostJobError(ConflictError):
-    """Somebody else holds the job now: its lease ran out, or it was cancelled."""
-
-    slug, title = "job-lost", "The job belongs to another worker now"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from services.kit.db import Sessions
 from services.settings import Settings
 
-WORK = "ppdd.work"  # the task that runs a job, or a part of one
+WORK = "ppdd.work"  # the task that runs a job
+TEACH = "ppdd.teach"  # the task that does parts of a job which another worker runs
 
 Send = Callable[[str, UUID], None]
 log = structlog.get_logger(__name__)
