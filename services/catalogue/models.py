@@ -19,6 +19,15 @@ class VersionState(StrEnum):
     DRAFT = "draft"
     RELEASED = "released"
     YANKED = "yanked"
+    HELD = "held"  # another hospital's: used here, and not ours to release or yank
+
+
+class Origin(StrEnum):
+    """How a version came here."""
+
+    MADE = "made"  # by a job of this node
+    IMPORTED = "imported"  # from a file
+    PULLED = "pulled"  # from another node
 
 
 class Package(Row):
@@ -47,14 +56,15 @@ class PackageVersion(Row):
     key: Mapped[str] = mapped_column(String(64))  # fingerprint of the signer
     site_name: Mapped[str] = mapped_column(String(200))
     manifest: Mapped[dict[str, Any]]
+    classes: Mapped[list[str]]  # of the manifest, which lists need not read
+    images_per_class: Mapped[int]
+    image_size: Mapped[int]
     archive_sha256: Mapped[str] = mapped_column(String(64), index=True)
     archive_size: Mapped[int] = mapped_column(BigInteger)
     verdict: Mapped[str] = mapped_column(
         String(16)
-    )  # of the privacy report: passed, failed, missing
-    origin: Mapped[str] = mapped_column(
-        String(16)
-    )  # made (here), imported (from a file), pulled (from a node)
+    )  # of the privacy report, under this site's policy: passed, failed
+    origin: Mapped[str] = mapped_column(String(16))
     origin_url: Mapped[str | None] = mapped_column(String(500))
     job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))

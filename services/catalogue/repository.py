@@ -1,0 +1,144 @@
+"""Queries of the catalogue. `visible` decides what a caller may see; every query for callers goes through it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, exists, func, or_, select, true
+from sqlalchemy.orm import Session, contains_eager, defer
+
+from services.catalogue.models import Package, PackageFile, PackageVersion, VersionState
+from services.kit.paging import page_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What a list is narrowed to; empty fields narrow nothing."""
+
+    q: str = ""  # part of `site/name` or of the hospital's name
+    site: str | None = None
+    state: str | None = None
+    origin: str | None = None
+    label: str | None = None  # a class that the version holds
+
+
+def visible(peers_site: str | None) -> ColumnElement[bool]:
+    """Return which versions may be seen: all of them, or, by a peer of `peers_site`, what that site has released."""
+    if peers_site is None:
+        return true()
+    offered = (VersionState.RELEASED.value, VersionState.YANKED.value)
+    return and_(Package.site == peers_site, PackageVersion.state.in_(offered))
+
+
+def list_packages(
+    session: Session, search: Search, seen: ColumnElement[bool], *, cursor: str | None, limit: int
+) -> tuple[Sequence[Package], str | None]:
+    """Return a page of the packages that have a version of that kind, newest package first."""
+    matching = exists().where(PackageVersion.package_id == Package.id, seen, *_conditions(search))
+    statement = select(Package).where(matching.correlate(Package))
+    if search.q:
+        statement = statement.where(_named_like(search.q))
+    if search.site is not None:
+        statement = statement.where(Package.site == search.site)
+    return page_rows(session, statement, Package.id, cursor=cursor, limit=limit)
+
+
+def newest_versions(
+    session: Session, package_ids: Sequence[UUID], search: Search, seen: ColumnElement[bool]
+) -> dict[UUID, PackageVersion]:
+    """Return of each package the version that was added last, of those that match; without manifests."""
+    place = func.row_number().over(
+        partition_by=PackageVersion.package_id, order_by=PackageVersion.id.desc()
+    )
+    ranked = (
+        select(PackageVersion.id, place.label("place"))
+        .join(Package, Package.id == PackageVersion.package_id)
+        .where(PackageVersion.package_id.in_(package_ids), seen, *_conditions(search))
+        .subquery()
+    )
+    newest = select(ranked.c.id).where(ranked.c.place == 1)
+    statement = _versions().where(PackageVersion.id.in_(newest))
+    return {row.package_id: row for row in session.scalars(statement)}
+
+
+def list_versions(
+    session: Session, site: str, name: str, seen: ColumnElement[bool]
+) -> Sequence[PackageVersion]:
+    """Return the versions of one package, the one added last first; without manifests."""
+    statement = _versions().where(Package.site == site, Package.name == name, seen)
+    return session.scalars(statement.order_by(PackageVersion.id.desc())).all()
+
+
+def find_version(
+    session: Session, site: str, name: str, version: str, seen: ColumnElement[bool]
+) -> PackageVersion | None:
+    """Return one version with its manifest, or None."""
+    return session.scalar(
+        select(PackageVersion)
+        .join(PackageVersion.package)
+        .options(contains_eager(PackageVersion.package))
+        .where(Package.site == site, Package.name == name, PackageVersion.version == version, seen)
+        .execution_options(populate_existing=True)
+    )
+
+
+def find_package(session: Session, site: str, name: str) -> Package | None:
+    """Return the package, or None."""
+    return session.scalar(select(Package).where(Package.site == site, Package.name == name))
+
+
+def other_keys(session: Session, site: str, key: str) -> Sequence[str]:
+    """Return the keys, other than `key`, that versions of that site here were signed with."""
+    return session.scalars(
+        select(PackageVersion.key)
+        .join(Package, Package.id == PackageVersion.package_id)
+        .where(Package.site == site, PackageVersion.key != key)
+        .distinct()
+    ).all()
+
+
+def list_files(session: Session, version_id: UUID) -> Sequence[PackageFile]:
+    """Return the files of a version by path."""
+    return session.scalars(
+        select(PackageFile).where(PackageFile.version_id == version_id).order_by(PackageFile.path)
+    ).all()
+
+
+def _versions() -> Select[PackageVersion]:
+    return (
+        select(PackageVersion)
+        .join(PackageVersion.package)
+        .options(contains_eager(PackageVersion.package), defer(PackageVersion.manifest))
+    )
+
+
+def _conditions(search: Search) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if search.state is not None:
+        conditions.append(PackageVersion.state == search.state)
+    if search.origin is not None:
+        conditions.append(PackageVersion.origin == search.origin)
+    if search.label is not None:
+        conditions.append(_holds_class(search.label))
+    return conditions
+
+
+def _named_like(text: str) -> ColumnElement[bool]:
+    full = Package.site + "/" + Package.name
+    by_hospital = exists().where(
+        PackageVersion.package_id == Package.id,
+        PackageVersion.site_name.icontains(text, autoescape=True),
+    )
+    return or_(full.icontains(text, autoescape=True), by_hospital.correlate(Package))
+
+
+def _holds_class(label: str) -> ColumnElement[bool]:
+    """Return whether the class is in the JSON list; SQLite keeps text beyond ASCII escaped, PostgreSQL does not."""
+    text = cast(PackageVersion.classes, Text)
+    return or_(
+        text.contains(json.dumps(label), autoescape=True),
+        text.contains(json.dumps(label, ensure_ascii=False), autoescape=True),
+    )
