@@ -1,4 +1,4 @@
-"""The audit log's table. Rows are only ever added; each carries the hash of the one before."""
+"""The audit log's tables. Rows are only ever added; each event carries the hash of the one before."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ class AuditEvent(Base):
     detail: Mapped[dict[str, Any]]
     previous: Mapped[str] = mapped_column(String(64))
     hash: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """The end of the chain at one moment, signed with the site's key: what was cut off later is missed by it."""
+
+    __tablename__ = "audit_heads"
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # of the last event
+    hash: Mapped[str] = mapped_column(String(64))  # of that event
+    at: Mapped[datetime]
+    public_key: Mapped[str] = mapped_column(String(44))  # base64 of 32 bytes
+    signature: Mapped[str] = mapped_column(String(88))  # base64 of 64 bytes
