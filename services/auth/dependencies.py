@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
 from starlette.routing import BaseRoute
 
 from services.audit import service as audit
@@ -12,8 +13,8 @@ from services.audit.actor import ANONYMOUS, Actor
 from services.auth import service
 from services.auth.permissions import PERMISSIONS, Rule, Scope
 from services.auth.principal import Principal
-from services.kit.db import now
-from services.kit.http import SAFE, SessionDep, resources_of
+from services.kit.db import READONLY, now
+from services.kit.http import SAFE, resources_of
 from services.kit.problems import ForbiddenError, ServiceError, UnauthorizedError
 from services.kit.secrets import same
 
@@ -21,16 +22,21 @@ COOKIE = "ppdd_session"  # `__Host-` is put before it where the node is reached 
 CSRF_HEADER = "X-CSRF-Token"
 
 
-def guard(request: Request, session: SessionDep) -> Principal | None:
-    """Let the request pass or refuse it; refusals of known callers are audited. Installed on every router."""
+def guard(request: Request) -> Principal | None:
+    """Let the request pass or refuse it; refusals of known callers are audited. Installed on every router.
+
+    The caller is looked up in a reading transaction that ends here: SQLite has one writer at a time, and neither a
+    body that streams in for an hour nor the record of a refusal may find that place taken.
+    """
     rule = rule_of(request.scope["route"])
     principal: Principal | None = None
     try:
-        principal = identify(request, session)
+        with resources_of(request).sessions() as session:
+            session.connection(execution_options={READONLY: True})
+            principal = identify(request, session)
         if rule.roles:
             _permit(principal, rule)
     except ServiceError as refusal:
-        session.rollback()  # SQLite has one writer at a time, and the refusal is written by another session
         _remember(request, principal, refusal)
         raise
     request.state.principal = principal
@@ -45,7 +51,7 @@ def rule_of(route: BaseRoute) -> Rule:
     return PERMISSIONS[operation]
 
 
-def identify(request: Request, session: SessionDep) -> Principal | None:
+def identify(request: Request, session: Session) -> Principal | None:
     """Return who is asking, None for nobody; a credential that is not valid is refused even where none is needed."""
     header = request.headers.get("authorization")
     if header is not None:

@@ -223,6 +223,7 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
     known = {
         404: ("not-found", NotFoundError.title),
         405: ("method-not-allowed", "This method is not allowed here"),
+        413: (TooLargeError.slug, TooLargeError.title),
     }
     slug, title = known.get(error.status_code, ("http-error", "The request was refused"))
     return respond(error.status_code, slug, title, str(error.detail), headers=error.headers)
