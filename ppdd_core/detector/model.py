@@ -18,6 +18,7 @@ from ppdd_core.config import DetectorConfig, NetConfig
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import Normalisation
 from ppdd_core.data.tensors import normalise
+from ppdd_core.detector.classes import HOW
 from ppdd_core.detector.metrics import Metrics, measure
 from ppdd_core.errors import BadConfigError, SourceError, TrainingError
 from ppdd_core.nets.fit import predict
@@ -90,14 +91,15 @@ class Detector:
         absent = sorted(set(class_map) - set(data.classes))
         if absent:
             raise BadConfigError(
-                f"--map renames {absent[0]!r}, but the images have only {', '.join(data.classes)}"
+                f"the class map renames {absent[0]!r}, but the images have only {', '.join(data.classes)}"
             )
         renamed = rename(data.classes, class_map)
         unknown = [name for name in renamed if name not in self.classes]
         if unknown:
             raise BadConfigError(
                 f"the images have a class {unknown[0]!r}, which the detector was not trained on "
-                f"(it knows {', '.join(self.classes)}); rename it with --map {unknown[0]}=CLASS or leave it out"
+                f"(it knows {', '.join(self.classes)}); rename it by mapping {unknown[0]}=CLASS, "
+                f"or leave it out {HOW}"
             )
         if len(data) == 0:
             raise SourceError("there are no images to evaluate on; check the filters and the split")

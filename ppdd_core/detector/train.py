@@ -32,6 +32,7 @@ from ppdd_core.data.augment import augment, draw
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import DistilledSet, Normalisation
 from ppdd_core.data.tensors import normalise
+from ppdd_core.detector.classes import join_classes
 from ppdd_core.detector.model import Detector, Source, rename
 from ppdd_core.errors import BadConfigError
 from ppdd_core.nets.fit import train_epoch
@@ -221,36 +222,7 @@ def _join_classes(
     if not sets:
         raise BadConfigError("a detector needs at least one package")
     offered = {name for one in sets for name in one.classes} | set(local.classes if local else ())
-    unknown = sorted(set(class_map) - offered)
-    if unknown:
-        raise BadConfigError(
-            f"--map renames {unknown[0]!r}, but no package or local image has that class; "
-            f"there are {', '.join(sorted(offered))}"
-        )
-    for old, new in sorted(class_map.items()):
-        if class_map.get(new, new) != new:
-            raise BadConfigError(
-                f"--map renames {old!r} to {new!r} and {new!r} to {class_map[new]!r}; "
-                f"name the last one for both"
-            )
-        if not new.strip():
-            raise BadConfigError(f"--map gives {old!r} an empty name")
-    classes = tuple(sorted({class_map.get(name, name) for name in offered}))
-    kept_apart = {name for name, new in class_map.items() if name == new}
-    alike: dict[str, str] = {}
-    for name in classes:
-        folded = "".join(letter for letter in name.casefold() if letter.isalnum())
-        other = alike.setdefault(folded, name)
-        if other != name and not {other, name} & kept_apart:
-            raise BadConfigError(
-                f"the classes {other!r} and {name!r} look like one: join them with --map {other}={name}, "
-                f"or keep them apart with --map {other}={other}"
-            )
-    if len(classes) < 2:
-        raise BadConfigError(
-            f"only the class {classes[0]!r} is left; a detector needs at least two"
-        )
-    return classes
+    return join_classes(offered, class_map)
 
 
 def _check(

@@ -228,7 +228,7 @@ def test_a_map_for_a_class_the_images_lack_is_refused(
     package: Path, folder: Path, tmp_path: Path
 ) -> None:
     run("train", package, "--out", tmp_path / "detector", "--epochs", 1)
-    with pytest.raises(BadConfigError, match="--map renames 'Flu'"):
+    with pytest.raises(BadConfigError, match="class map renames 'Flu'"):
         run("evaluate", tmp_path / "detector", "--data", folder, "--map", "Flu=COVID")
 
 

@@ -213,7 +213,7 @@ def test_images_with_an_unknown_class_cannot_be_evaluated_until_renamed(
     detector = train_detector([distilled()], net=small_net, config=CONFIG, seed=0)
     foreign = images([5, 5], seed=8, classes=("Healthy", "Viral"))
     with pytest.raises(
-        BadConfigError, match="'Healthy'.*knows COVID, Normal, Viral.*--map Healthy=CLASS"
+        BadConfigError, match="'Healthy'.*knows COVID, Normal, Viral.*mapping Healthy=CLASS.*--map"
     ):
         detector.evaluate(foreign)
     found = detector.evaluate(foreign, class_map={"Healthy": "COVID", "Viral": "Normal"})
