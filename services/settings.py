@@ -175,6 +175,10 @@ class WorkerSettings(_Group):
     """The process that computes."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where jobs compute.")
+    kinds: Literal["all", "compute", "pull"] = Field(
+        "all",
+        description="Which jobs: `pull` fetches other hospitals' packages, without torch; `compute` is the rest.",
+    )
     processes: int = Field(
         0, ge=0, le=256, description="Teachers trained side by side on the CPU; 0 = one per core."
     )

@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +151,30 @@ def test_a_key_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> No
     path.chmod(mode)
     with pytest.raises(SignatureError, match="chmod 600"):
         load_or_create_key(path)
+
+
+def test_a_container_secret_may_have_any_mode(tmp_path: Path) -> None:
+    """A file on a read-only mount: its mode is decided outside, and nobody else is inside."""
+    mount = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount in a namespace of their own")
+    key = load_or_create_key(tmp_path / "secrets" / "key.pem")
+    (tmp_path / "secrets" / "key.pem").chmod(0o644)
+    read = (
+        "import sys, pathlib; from ppdd_core.package.signature import *
+"
+        "print(fingerprint(load_or_create_key(pathlib.Path(sys.argv[1]))))"
+    )
+    script = (
+        'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && exec "$2" -c "$3" "$1/key.pem"'
+    )
+    done = subprocess.run(
+        [*mount, "sh", "-c", script, "sh", str(tmp_path / "secrets"), sys.executable, read],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == fingerprint(key)
 
 
 def pem(key: Any, encryption: Any = None) -> bytes:
