@@ -161,8 +161,7 @@ def test_a_container_secret_may_have_any_mode(tmp_path: Path) -> None:
     key = load_or_create_key(tmp_path / "secrets" / "key.pem")
     (tmp_path / "secrets" / "key.pem").chmod(0o644)
     read = (
-        "import sys, pathlib; from ppdd_core.package.signature import *
-"
+        "import sys, pathlib; from ppdd_core.package.signature import *; "
         "print(fingerprint(load_or_create_key(pathlib.Path(sys.argv[1]))))"
     )
     script = (
