@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ppdd_core.package.signature import load_or_create_key
-from services.kit.db import Sessions, connect, make_sessions
+from services.kit.db import READONLY, Sessions, connect, make_sessions
 from services.kit.queue import Send, doorbell, transaction
 from services.kit.secrets import Vault, load_vault
 from services.kit.storage import ObjectStore
@@ -45,6 +45,13 @@ class Resources:
     def transaction(self) -> Iterator[Session]:
         """Commit on exit, then ring for what was enqueued."""
         with transaction(self.sessions, self.send) as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Yield a session that only reads: on SQLite it waits for no writer, and none for it."""
+        with self.sessions() as session:
+            session.connection(execution_options={READONLY: True})
             yield session
 
 
