@@ -17,8 +17,9 @@ from rich.text import Text
 from ppdd_core.cli.arguments import checked_key, checked_seed, in_the_way, readable
 from ppdd_core.cli.console import FAILED, JsonOption, complain, emit, progress_bar
 from ppdd_core.cli.dataset import WhereOption, parse_where
-from ppdd_core.config import NetConfig, Recipe
+from ppdd_core.config import Recipe
 from ppdd_core.data.names import shown
+from ppdd_core.detector.joining import choose_net, refuse_repeated
 from ppdd_core.detector.use import USE
 from ppdd_core.errors import BadConfigError
 from ppdd_core.seeding import split_seed
@@ -115,7 +116,7 @@ def train(
     keys = [one for one in map(checked_key, key or []) if one]
     opened = [_open(path, keys) for path in packages]
     from ppdd_core.detector.store import save_detector
-    from ppdd_core.detector.train import refuse_repeated, train_detector
+    from ppdd_core.detector.train import train_detector
     from ppdd_core.package.load import to_distilled_set
 
     sets = [to_distilled_set(package) for package in opened]
@@ -132,7 +133,7 @@ def train(
     with progress_bar("training") as update:
         detector = train_detector(
             sets,
-            net=_choose_net(net, [one.net for one in sets], names),
+            net=choose_net(net.value if net else None, [one.net for one in sets], names),
             config=config if epochs is None else replace(config, epochs=epochs),
             seed=seed,
             local=images,
@@ -254,20 +255,6 @@ def _images(
     # as the pipeline splits: a package distilled from these images with the same seed saw no test patient
     parts = split_by_patient(data, seed=split_seed(seed))
     return parts.train if part == "train" else parts.test
-
-
-def _choose_net(
-    wanted: Net | None, nets: Sequence[NetConfig], names: Sequence[tuple[str, str, str]]
-) -> NetConfig:
-    if wanted is None:
-        for name, net in zip(names, nets, strict=True):
-            if net != nets[0]:
-                raise BadConfigError(
-                    f"{name[0]} was distilled for another network than {names[0][0]}; choose one with --net"
-                )
-        return nets[0]
-    same = [net for net in nets if net.architecture == wanted.value]
-    return same[0] if same else NetConfig(architecture=wanted.value)
 
 
 def _pairs(options: Sequence[str] | None) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ppdd_core.config import DetectorConfig, NetConfig
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import Normalisation
 from ppdd_core.data.tensors import normalise
-from ppdd_core.detector.classes import HOW
+from ppdd_core.detector.joining import HOW
 from ppdd_core.detector.metrics import Metrics, measure
 from ppdd_core.errors import BadConfigError, SourceError, TrainingError
 from ppdd_core.nets.fit import predict

@@ -32,7 +32,7 @@ from ppdd_core.data.augment import augment, draw
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import DistilledSet, Normalisation
 from ppdd_core.data.tensors import normalise
-from ppdd_core.detector.classes import join_classes
+from ppdd_core.detector.joining import join_classes, refuse_repeated, refuse_sizes
 from ppdd_core.detector.model import Detector, Source, rename
 from ppdd_core.errors import BadConfigError
 from ppdd_core.nets.fit import train_epoch
@@ -118,14 +118,6 @@ def train_detector(
         config=config,
         seed=seed,
     )
-
-
-def refuse_repeated(names: Sequence[tuple[str, str, str]]) -> None:
-    """Refuse with BadConfigError a package, as (name, version, digest), that is there twice: it would count double."""
-    digests = [digest for _, _, digest in names]
-    for name, version, digest in names:
-        if digest and digests.count(digest) > 1:
-            raise BadConfigError(f"the package {name} {version} was given twice; give it once")
 
 
 # -------------------------------------------------------------------------------- lessons
@@ -234,13 +226,9 @@ def _check(
     if len(names) != len(sets):
         raise BadConfigError(f"{len(sets)} sets need as many names, got {len(names)}")
     refuse_repeated(names)
+    refuse_sizes([one.image_size for one in sets], names)
     size = sets[0].image_size
     for (name, _, _), one in zip(names, sets, strict=True):
-        if one.image_size != size:
-            raise BadConfigError(
-                f"{name} has images of {one.image_size} pixels, {names[0][0]} of {size}; a distilled image cannot be "
-                f"resized, so train a detector for each or ask for a package of the same size"
-            )
         if one.images.shape[1] != 1:
             raise BadConfigError(
                 f"{name} has {one.images.shape[1]} colour channels; detectors read grey images"

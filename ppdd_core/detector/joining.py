@@ -1,4 +1,4 @@
-"""Joining the classes of several sources by name, and saying what stands in the way. Torch-free.
+"""Which packages can be learned from together, under which classes and for which network. Torch-free.
 
 The texts are read on the command line, where a class map is given with `--map A=B`, and over REST, where it is the
 field `class_map`.
@@ -6,9 +6,12 @@ field `class_map`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from ppdd_core.config import NetConfig
 from ppdd_core.errors import BadConfigError
+
+Name = tuple[str, str, str]  # of a package: name, version, sha256 of the manifest
 
 HOW = "(--map on the command line, class_map in a request)"
 
@@ -28,6 +31,42 @@ def join_classes(offered: Iterable[str], class_map: Mapping[str, str]) -> tuple[
             f"a detector needs at least two classes, and what is left is: {', '.join(classes)}"
         )
     return classes
+
+
+def choose_net(wanted: str | None, nets: Sequence[NetConfig], names: Sequence[Name]) -> NetConfig:
+    """Return the network to train: the architecture `wanted`, else the one that all packages were distilled for.
+
+    Of the wanted architecture the shape that a package was distilled for is taken, where there is one. BadConfigError
+    where none is wanted and the packages differ.
+    """
+    if wanted is not None:
+        same = [net for net in nets if net.architecture == wanted]
+        return same[0] if same else NetConfig(architecture=wanted)  # type: ignore[arg-type]  # checked by NetConfig
+    for name, net in zip(names, nets, strict=True):
+        if net != nets[0]:
+            raise BadConfigError(
+                f"{name[0]} was distilled for another network than {names[0][0]}; "
+                f"choose one (--net on the command line, net in a request)"
+            )
+    return nets[0]
+
+
+def refuse_repeated(names: Sequence[Name]) -> None:
+    """Refuse with BadConfigError a package that is there twice: it would count double."""
+    digests = [digest for _, _, digest in names]
+    for name, version, digest in names:
+        if digest and digests.count(digest) > 1:
+            raise BadConfigError(f"the package {name} {version} was given twice; give it once")
+
+
+def refuse_sizes(sizes: Sequence[int], names: Sequence[Name]) -> None:
+    """Refuse with BadConfigError packages of different image sizes."""
+    for (name, _, _), size in zip(names, sizes, strict=True):
+        if size != sizes[0]:
+            raise BadConfigError(
+                f"{name} has images of {size} pixels, {names[0][0]} of {sizes[0]}; a distilled image cannot be "
+                f"resized, so train a detector for each or ask for a package of the same size"
+            )
 
 
 def _check_map(names: set[str], class_map: Mapping[str, str]) -> None:
