@@ -7,6 +7,14 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.servers import moto as moto
+from tests.servers import postgres as postgres
+from tests.servers import postgres_url as postgres_url
+from tests.servers import rclone as rclone
+from tests.servers import redis as redis
+from tests.servers import redis_url as redis_url
+from tests.servers import s3 as s3
+
 # Before torch and rich look. On tensors this small a second thread costs more than it gives.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for variable in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
