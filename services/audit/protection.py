@@ -34,7 +34,7 @@ def remove(connection: Connection) -> None:
             "sqlite": [
                 f"DROP TRIGGER IF EXISTS {table}_no_{verb}"
                 for table in TABLES
-                for verb in ("update", "delete")
+                for verb in ("update", "delete", "replace")
             ],
         },
     )
@@ -54,11 +54,17 @@ def _postgresql() -> list[str]:
 
 
 def _sqlite() -> list[str]:
+    refuse = f"BEGIN SELECT RAISE(ABORT, '{_MESSAGE}'); END"
+    # INSERT OR REPLACE removes the old row without a DELETE.
+    taken = "WHEN EXISTS (SELECT 1 FROM {0} WHERE seq = NEW.seq)"
     return [
-        f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb.upper()} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{_MESSAGE}'); END"
+        f"CREATE TRIGGER {table}_no_{name} BEFORE {verb} ON {table} {when.format(table)} {refuse}"
         for table in TABLES
-        for verb in ("update", "delete")
+        for name, verb, when in (
+            ("update", "UPDATE", ""),
+            ("delete", "DELETE", ""),
+            ("replace", "INSERT", taken),
+        )
     ]
 
 
