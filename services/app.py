@@ -5,27 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.routing import APIRoute
 
 from ppdd_core import __version__
 from services.audit.router import router as audit
 from services.auth.dependencies import guard
+from services.auth.permissions import PERMISSIONS
 from services.auth.router import router as auth
 from services.catalogue.router import router as catalogue
 from services.datasets.router import router as datasets
 from services.detectors.router import router as detectors
 from services.jobs.reconcile import keep_reconciling
 from services.jobs.router import router as jobs
-from services.kit import problems
+from services.kit import openapi, problems
+from services.kit.headers import HeadersMiddleware
+from services.kit.http import operation_id
 from services.kit.limits import BodyLimitMiddleware
 from services.kit.metrics import MetricsMiddleware
 from services.kit.resources import Resources
 from services.peers.router import router as peers
 from services.system.router import public
 from services.system.router import router as system
+from services.system.service import Health
 
 API = "/api/v1"
 ROUTERS = (system, auth, datasets, jobs, catalogue, peers, detectors, audit)
@@ -67,19 +69,16 @@ def create_app(resources: Resources) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.resources = resources
+    app.state.health = Health(resources)
     problems.register(app)
     api = APIRouter(prefix=API, dependencies=[Depends(guard)])
     for router in ROUTERS:
         api.include_router(router)
     app.include_router(api)
     app.include_router(public, dependencies=[Depends(guard)])
+    openapi.describe(app, is_public=lambda operation: not PERMISSIONS[operation].roles)
     app.add_middleware(BodyLimitMiddleware, limits=resources.settings.limits)
+    app.add_middleware(HeadersMiddleware, tls=resources.settings.public_url.startswith("https"))
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(problems.CorrelationMiddleware)
     return app
-
-
-def operation_id(route: APIRoute) -> str:
-    """Return the operation's id: its tag and its function's name, as the permission table has it."""
-    tag: Any = route.tags[0] if route.tags else "untagged"
-    return f"{tag}_{route.name}"

@@ -14,7 +14,7 @@ from services.auth import service
 from services.auth.permissions import PERMISSIONS, Rule, Scope
 from services.auth.principal import Principal
 from services.kit.db import READONLY, now
-from services.kit.http import SAFE, resources_of
+from services.kit.http import SAFE, operation_id, resources_of
 from services.kit.problems import ForbiddenError, ServiceError, UnauthorizedError
 from services.kit.secrets import same
 
@@ -31,9 +31,10 @@ def guard(request: Request) -> Principal | None:
     rule = rule_of(request.scope["route"])
     principal: Principal | None = None
     try:
-        with resources_of(request).sessions() as session:
-            session.connection(execution_options={READONLY: True})
-            principal = identify(request, session)
+        if _brings_credential(request):  # nobody is answered without the database: it may be away
+            with resources_of(request).sessions() as session:
+                session.connection(execution_options={READONLY: True})
+                principal = identify(request, session)
         if rule.roles:
             _permit(principal, rule)
     except ServiceError as refusal:
@@ -45,7 +46,7 @@ def guard(request: Request) -> Principal | None:
 
 def rule_of(route: BaseRoute) -> Rule:
     """Return the route's row in the table; without one it is refused to everybody."""
-    operation = getattr(route, "unique_id", "")
+    operation = operation_id(route)
     if operation not in PERMISSIONS:
         raise ForbiddenError(f"the operation {operation!r} has no row in the permission table")
     return PERMISSIONS[operation]
@@ -83,6 +84,10 @@ def cookie_name(request: Request) -> str:
     ) + COOKIE
 
 
+def _brings_credential(request: Request) -> bool:
+    return "authorization" in request.headers or cookie_name(request) in request.cookies
+
+
 def _permit(principal: Principal | None, rule: Rule) -> None:
     if principal is None:
         raise UnauthorizedError
@@ -106,7 +111,7 @@ def _remember(request: Request, principal: Principal | None, refusal: ServiceErr
     actor: Actor = principal.actor if principal else ANONYMOUS
     with resources_of(request).sessions.begin() as own:
         audit.record(
-            own, actor, "request.refuse", getattr(request.scope["route"], "unique_id", ""),
+            own, actor, "request.refuse", operation_id(request.scope["route"]),
             outcome="refused", detail={"status": refusal.status, "reason": refusal.slug},
         )  # fmt: skip
 

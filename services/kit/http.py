@@ -16,6 +16,15 @@ from services.settings import Settings
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+def operation_id(route: object) -> str:
+    """Return an operation's id: its router's tag and its function's name, as the permission table has it.
+
+    Made from the route alone, because a route that is served through an included router does not know its full id.
+    """
+    tags = getattr(route, "tags", None) or ["untagged"]
+    return f"{tags[0]}_{getattr(route, 'name', '')}"
+
+
 def resources_of(request: Request) -> Resources:
     """Return what the process holds."""
     resources: Resources = request.app.state.resources

@@ -1,4 +1,4 @@
-"""Prometheus: requests by route template and status, how long they took. No ids and no names are labels."""
+"""Prometheus: requests by operation and status, how long they took. No ids and no names are labels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.kit.http import operation_id
+
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
-    "ppdd_requests", "Requests answered.", ["method", "route", "status"], registry=REGISTRY
+    "ppdd_requests", "Requests answered.", ["method", "operation", "status"], registry=REGISTRY
 )
 SECONDS = Histogram(
-    "ppdd_request_seconds", "Seconds until an answer was complete.", ["method", "route"], registry=REGISTRY,
+    "ppdd_request_seconds", "Seconds until an answer was complete.", ["method", "operation"], registry=REGISTRY,
     buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600),
 )  # fmt: skip
 
 
 class MetricsMiddleware:
-    """Count every request under its route's template; a path without a route counts as `none`."""
+    """Count every request under its operation's id; a path without a route counts as `none`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -39,11 +41,11 @@ class MetricsMiddleware:
         try:
             await self.app(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            operation = operation_id(scope["route"]) if "route" in scope else "none"
             method = (
                 scope["method"]
                 if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
                 else "other"
             )
-            REQUESTS.labels(method, route, status).inc()
-            SECONDS.labels(method, route).observe(time.perf_counter() - began)
+            REQUESTS.labels(method, operation, status).inc()
+            SECONDS.labels(method, operation).observe(time.perf_counter() - began)

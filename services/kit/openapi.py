@@ -76,25 +76,25 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
     return {status: _response(kinds) for status, kinds in sorted(by_status.items())}
 
 
-def describe(app: FastAPI, is_public: Callable[[str], bool], server: str) -> None:
+def describe(app: FastAPI, is_public: Callable[[str], bool]) -> None:
     """Let `app` describe itself fully; `is_public` tells of an operation's id whether anybody may call it."""
     plain = app.openapi
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(plain(), is_public, server)
+            _complete(plain(), is_public)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]
 
 
-def _complete(schema: dict[str, Any], is_public: Callable[[str], bool], server: str) -> None:
+def _complete(schema: dict[str, Any], is_public: Callable[[str], bool]) -> None:
     components = schema.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas["Problem"] = Problem.model_json_schema()
     components["securitySchemes"] = WAYS_IN
-    schema["servers"] = [{"url": server, "description": "This node"}]
+    schema["servers"] = [{"url": "/", "description": "This node"}]
     operations = list(_operations(schema))
     used = {tag for operation in operations for tag in operation.get("tags", [])}
     schema["tags"] = [
