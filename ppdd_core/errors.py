@@ -6,6 +6,7 @@ PpddError
 │   ├── UnsafeSourceError        a path leaves its root, or an archive or image is a bomb
 │   └── BadImageError            one image cannot be decoded (skipped and counted by the loader)
 ├── TrainingError            training cannot go on (diverged, nothing learned, interrupted store)
+│   └── TeacherKilledError       a teacher's process was killed, probably for want of memory
 ├── CheckpointError          saved state that does not belong to this run, or is damaged
 ├── PackageError             a package cannot be read or trusted
 │   ├── BadManifestError         the manifest breaks the format; carries every problem found
@@ -40,6 +41,10 @@ class BadImageError(SourceError):
 
 class TrainingError(PpddError):
     """Training cannot go on."""
+
+
+class TeacherKilledError(TrainingError):
+    """A teacher's process was killed, probably for want of memory; trying again goes on from what is stored."""
 
 
 class CheckpointError(PpddError):

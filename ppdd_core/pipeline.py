@@ -20,7 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,7 @@ class StageProgress:
     done: int
     total: int
     note: str = ""
+    accuracy: float | None = None  # balanced, of the newest teacher
     distillation: Progress | None = None
 
 
@@ -291,9 +292,10 @@ def teach(
     *,
     device: torch.device,
     processes: int = 0,
+    numbers: Iterable[int] | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> TrajectoryStore:
-    """Train the teachers that `folder` lacks and return the store."""
+    """Train the teachers that `folder` lacks, or those of `numbers`, and return the store."""
     digest = _digest(
         {
             "images": images.split.train.fingerprint,
@@ -320,7 +322,9 @@ def teach(
 
     def report(done: int, total: int, accuracy: float) -> None:
         on_progress(
-            StageProgress("teachers", done, total, note=f"balanced accuracy {accuracy:.2f}")
+            StageProgress(
+                "teachers", done, total, note=f"balanced accuracy {accuracy:.2f}", accuracy=accuracy
+            )
         )
 
     store = TrajectoryStore(folder)
@@ -334,6 +338,7 @@ def teach(
         seed=recipe.seed,
         device=device,
         processes=processes,
+        numbers=numbers,
         on_progress=report,
     )
     return store

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,24 @@ class TrajectoryStore:
             raise CheckpointError(
                 f"{file} lacks its figures; delete it and run again: that epoch is trained anew"
             ) from None
+
+    def pack(self, teacher: int, epochs: int, file: Path) -> None:
+        """Write one whole trajectory of `epochs` epochs into a ZIP without compression; `unpack` reads it."""
+        with zipfile.ZipFile(file, "w") as archive:
+            for epoch in range(epochs + 1):
+                stored = self._file(teacher, "epoch", epoch)
+                archive.writestr(zipfile.ZipInfo(stored.name), stored.read_bytes())
+
+    def unpack(self, teacher: int, epochs: int, file: Path) -> None:
+        """Take over a trajectory that `pack` wrote elsewhere; CheckpointError where it is none of so many epochs."""
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for epoch in range(epochs + 1):
+                    stored = self._file(teacher, "epoch", epoch)
+                    write_atomically(stored, archive.read(stored.name))
+                    _metadata(stored)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{file} is no trajectory of {epochs} epochs ({error})") from None
 
     def size(self) -> int:
         """Return the bytes stored."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ppdd_core.config import NetConfig, TeacherConfig
 from ppdd_core.data.augment import augment, draw
 from ppdd_core.data.distilled import Normalisation
 from ppdd_core.data.tensors import normalise
-from ppdd_core.errors import TrainingError
+from ppdd_core.errors import TeacherKilledError, TrainingError
 from ppdd_core.nets.fit import predict, train_epoch
 from ppdd_core.nets.functional import FlatNet
 from ppdd_core.seeding import derive
@@ -65,34 +66,42 @@ def train_teachers(
     seed: int,
     device: torch.device,
     processes: int = 0,
+    numbers: Iterable[int] | None = None,
     on_progress: OnTeachers | None = None,
 ) -> None:
     """Train what `store` does not hold yet: `config.teachers` trajectories of `epochs` epochs each.
 
     `watched` are images of other patients on which each epoch's accuracy is measured (never trained on).
-    `processes` = 0 takes one per core. A teacher that learned nothing raises TrainingError (see `check_learned`).
+    `processes` = 0 takes one per core. A teacher that learned nothing raises TrainingError (see `check_learned`), and
+    one whose process is killed TeacherKilledError. `numbers` chooses teachers: the next one is asked for when there is
+    room for it, so that several machines can share them out as they go; nothing is checked then.
     """
-    todo = [t for t in range(config.teachers) if store.epochs_done(t) < epochs]
-    if device.type == "cpu" and todo:
+    missing = [t for t in range(config.teachers) if store.epochs_done(t) < epochs]
+    todo = iter(missing if numbers is None else numbers)
+    if device.type == "cpu" and (missing or numbers is not None):
         real.share_memory()
         watched.share_memory()
-        workers = min(processes or os.cpu_count() or 1, len(todo))
+        workers = min(processes or os.cpu_count() or 1, max(len(missing), 1))
         context = torch.multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_child, initargs=(real, watched)
         )
         try:
-            waiting = {
-                executor.submit(_train_in_child, t, store, net, config, epochs, seed) for t in todo
-            }
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+            waiting: set[Future[None]] = set()
+            while True:
+                for teacher in islice(todo, workers - len(waiting)):
+                    waiting.add(
+                        executor.submit(_train_in_child, teacher, store, net, config, epochs, seed)
+                    )
+                if not waiting:
+                    break
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
                 _report(store, config.teachers, epochs, on_progress)
             executor.shutdown()
         except BrokenProcessPool:
-            raise TrainingError(
+            raise TeacherKilledError(
                 "a teacher's process was killed, probably for want of memory; run the same command again to go on "
                 "from the last whole epoch, with --processes 1 if it happens again"
             ) from None
@@ -107,7 +116,8 @@ def train_teachers(
         for teacher in todo:
             for _ in train_one(teacher, real, watched, store, net, config, epochs, seed, device):
                 _report(store, config.teachers, epochs, on_progress)
-    check_learned(store, config.teachers, epochs, watched)
+    if numbers is None:
+        check_learned(store, config.teachers, epochs, watched)
 
 
 _shared: tuple[RealImages, RealImages]  # a child's images, handed over once when it starts

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,43 @@ def test_nothing_is_left_half_written(tmp_path: Path) -> None:
     train(tmp_path, config(teachers=1, momentum=0.9))
     names = sorted(f.name for f in (tmp_path / "000").iterdir())
     assert names == [*(f"epoch-{e:03d}.safetensors" for e in range(4)), "momentum-003.safetensors"]
+
+
+def test_chosen_teachers_are_those_of_a_whole_run(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    train(tmp_path / "whole", config(teachers=3))
+    real, store = bright_and_dark(), TrajectoryStore(tmp_path / "chosen")
+    asked: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in (2, 0):
+            asked.append(len([t for t in range(3) if store.epochs_done(t) == 3]))
+            yield number
+
+    train_teachers(
+        real, real, store, net=NET, config=config(teachers=3), epochs=3, seed=5, device=CPU,
+        processes=1, numbers=numbers(),
+    )  # fmt: skip
+    whole, chosen = content(tmp_path / "whole"), content(tmp_path / "chosen")
+    assert chosen == {name: data for name, data in whole.items() if not name.startswith("001/")}
+    assert asked == [0, 1]  # the second is asked for once there is room
+
+
+def test_a_packed_trajectory_is_the_same_elsewhere(tmp_path: Path) -> None:
+    store = train(tmp_path / "here", config())
+    store.pack(1, 3, tmp_path / "one.zip")
+    store.pack(1, 3, tmp_path / "two.zip")
+    there = TrajectoryStore(tmp_path / "there")
+    there.unpack(1, 3, tmp_path / "one.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    assert content(tmp_path / "there") == {
+        name: data for name, data in content(tmp_path / "here").items() if name.startswith("001/")
+    }
+    assert there.epochs_done(1) == 3
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive"])
+def test_what_is_no_trajectory_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file.zip").write_bytes(data)
+    with pytest.raises(CheckpointError, match="no trajectory of 3 epochs"):
+        TrajectoryStore(tmp_path / "there").unpack(0, 3, tmp_path / "file.zip")
