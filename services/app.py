@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI
 
 from ppdd_core import __version__
+from services.audit.anchoring import keep_anchoring
 from services.audit.router import router as audit
 from services.auth.dependencies import guard
 from services.auth.permissions import PERMISSIONS
@@ -47,15 +48,18 @@ def create_app(resources: Resources) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
-        sweeper = threading.Thread(
-            target=keep_reconciling, args=(resources, stop), name="reconciler", daemon=True
-        )
-        sweeper.start()
+        beside = [
+            threading.Thread(target=work, args=(resources, stop), name=name, daemon=True)
+            for name, work in (("reconciler", keep_reconciling), ("audit-signer", keep_anchoring))
+        ]
+        for thread in beside:
+            thread.start()
         try:
             yield
         finally:
             stop.set()
-            sweeper.join(5)
+            for thread in beside:
+                thread.join(5)
 
     app = FastAPI(
         title="PPDD node",
