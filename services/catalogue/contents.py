@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
 from ppdd_core.config import PrivacyConfig
-from ppdd_core.errors import SignatureError
+from ppdd_core.errors import SignatureError, UnsafeArchiveError
 from ppdd_core.package import canonical
 from ppdd_core.package import manifest as manifests
-from ppdd_core.package.archive import write_archive
+from ppdd_core.package.archive import title, write_archive
 from ppdd_core.package.signature import fingerprint
 from ppdd_core.package.verify import VerifiedPackage, read_package, refusal, verify_files
 from ppdd_core.privacy.report import Verdict, recompute_verdict
@@ -23,6 +24,7 @@ from services.kit.holds import hold
 from services.kit.resources import Resources
 from services.kit.storage import CHUNK
 
+_IN_MEMORY = Lock()  # a package is verified in memory: one at a time in each process
 POLICY = PrivacyConfig()  # this site's thresholds, whatever ones a report was made with
 
 
@@ -61,34 +63,44 @@ class StoredPackage:
 
 
 def store_package(
-    resources: Resources, path: Path, *, key: str | None = None, today: date | None = None
+    resources: Resources,
+    path: Path,
+    *,
+    key: str | None = None,
+    today: date | None = None,
+    name: str | None = None,
 ) -> StoredPackage:
     """Return the package in `path`, a folder or a ZIP, after everything in it was verified and stored.
 
     PackageError names what is wrong with it; SignatureError where it was not signed by `key` (a fingerprint), or
-    where it names this site without being signed by this site's key. `today` refuses a permission that has ended.
+    where it names this site without being signed by this site's key. `today` refuses a permission that has ended;
+    messages call the package `name`.
     Nothing refers to the objects until `add_version` does; they are held for it.
     """
-    package = _verified(path, key, today)
-    resources.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=resources.settings.spool_dir) as folder:
-        archive = Path(folder) / "package.zip"
-        write_archive(package.files, archive)
-        stored = _described(resources, package, archive, pinned=key is not None)
-        objects = {stored.archive_sha256, *(file.sha256 for file in stored.files)}
-        hold(resources.sessions, objects, stored.holder)
-        for data in package.files.values():
-            resources.store.put(data)
-        resources.store.put_file(archive, stored.archive_sha256)
+    with _IN_MEMORY:
+        package = _verified(path, key, today, name or path.name)
+        resources.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=resources.settings.spool_dir) as folder:
+            archive = Path(folder) / "package.zip"
+            write_archive(package.files, archive)
+            stored = _described(resources, package, archive, pinned=key is not None)
+            objects = {stored.archive_sha256, *(file.sha256 for file in stored.files)}
+            hold(resources.sessions, objects, stored.holder)
+            for data in package.files.values():
+                resources.store.put(data)
+            resources.store.put_file(archive, stored.archive_sha256)
     return stored
 
 
-def _verified(path: Path, key: str | None, today: date | None) -> VerifiedPackage:
-    """Return the package if nothing is wrong with it; messages name the file, not the folder it lies in."""
-    contents = read_package(path)
+def _verified(path: Path, key: str | None, today: date | None, name: str) -> VerifiedPackage:
+    """Return the package if nothing is wrong with it; no message says where it lies."""
+    try:
+        contents = read_package(path)
+    except UnsafeArchiveError as error:
+        raise UnsafeArchiveError(f"{name}: {str(error).removeprefix(f'{title(path)}: ')}") from None
     found = verify_files(contents.files, refused=contents.refused, trusted_key=key, today=today)
     if found.manifest is None or not found.ok:
-        raise refusal(found, path.name)
+        raise refusal(found, name)
     return VerifiedPackage(found.manifest, contents.files, found)
 
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, and_, cast, exists, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session, contains_eager, defer
 
 from services.catalogue.models import Package, PackageFile, PackageVersion, VersionState
@@ -105,6 +118,23 @@ def list_files(session: Session, version_id: UUID) -> Sequence[PackageFile]:
     return session.scalars(
         select(PackageFile).where(PackageFile.version_id == version_id).order_by(PackageFile.path)
     ).all()
+
+
+def change_state(
+    session: Session, version: PackageVersion, wanted: VersionState, **values: Any
+) -> bool:
+    """Set `values` if the version is still in the state `wanted`, in one UPDATE; return whether it was."""
+    done: Any = session.execute(
+        update(PackageVersion)
+        .where(
+            PackageVersion.id == version.id,
+            PackageVersion.state == wanted.value,
+            PackageVersion.digest == version.digest,
+        )
+        .values(values),
+        execution_options={"synchronize_session": False},
+    )
+    return bool(done.rowcount == 1)
 
 
 def _versions() -> Select[PackageVersion]:

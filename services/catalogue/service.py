@@ -6,24 +6,31 @@ here may use it, and it is not ours to offer. What is in a version never changes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 from uuid import UUID
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from ppdd_core.package import canonical
+from ppdd_core.package import manifest as manifests
 from services.audit import service as audit
 from services.audit.actor import SYSTEM, Actor
 from services.auth.permissions import Role
 from services.auth.principal import Principal
 from services.catalogue import repository
 from services.catalogue.contents import POLICY, StoredFile, StoredPackage, store_package
+from services.catalogue.gate import Judgement, judge, judge_report
 from services.catalogue.models import Origin, Package, PackageFile, PackageVersion, VersionState
 from services.catalogue.repository import Search
+from services.jobs.models import Job
 from services.kit import holds
-from services.kit.problems import ConflictError, NotFoundError
+from services.kit.db import now
+from services.kit.problems import ConflictError, NotFoundError, ServiceError
+from services.kit.storage import ObjectStore, read_all
 
 __all__ = [
     "POLICY",
@@ -32,6 +39,7 @@ __all__ = [
     "StoredFile",
     "StoredPackage",
     "add_version",
+    "judge",
     "store_package",
 ]
 
@@ -40,6 +48,24 @@ class AlreadyPublishedError(ConflictError):
     """This version exists with other content, and versions never change."""
 
     slug, title = "already-published", "This version exists already"
+
+
+class PrivacyGateError(ConflictError):
+    """The version may not be released: its privacy verdict is failed, or what is stored is not what was signed."""
+
+    slug, title = "privacy-gate", "The privacy gate does not let this version pass"
+
+
+class WrongStateError(ConflictError):
+    """The version is not in the state that this needs, and there is no way back."""
+
+    slug, title = "wrong-state", "The version is in another state"
+
+
+class YankedError(ServiceError):
+    """The hospital took this version back."""
+
+    status, slug, title = 410, "yanked", "This version was taken back"
 
 
 class OtherKeyError(ConflictError):
@@ -67,15 +93,35 @@ def add_version(
     AlreadyPublishedError. A package of another site whose key nobody pinned raises OtherKeyError where that site's
     packages here were signed by another key.
     """
+    return _add(session, contents, Origin(origin), owner_id, job_id, origin_url, actor)[0]
+
+
+def import_version(
+    session: Session, principal: Principal, contents: StoredPackage
+) -> tuple[PackageVersion, bool]:
+    """Return the row of a package that came as a file, and whether it is new; refused as in `add_version`."""
+    owner = principal.user_id
+    return _add(session, contents, Origin.IMPORTED, owner, None, None, principal.actor)
+
+
+def _add(
+    session: Session,
+    contents: StoredPackage,
+    origin: Origin,
+    owner_id: UUID | None,
+    job_id: UUID | None,
+    origin_url: str | None,
+    actor: Actor,
+) -> tuple[PackageVersion, bool]:
     holds.release(session, contents.holder)
     known = _known(session, contents)
     if known is not None:
-        return known
+        return known, False
     package = _package(session, contents)
     if not contents.ours and not contents.pinned:
         _require_known_key(session, contents)
     version = _new_version(contents, package)
-    version.origin = Origin(origin).value
+    version.origin = origin.value
     version.owner_id, version.job_id = owner_id, job_id
     version.origin_url = None if origin_url is None else origin_url[:500]
     try:
@@ -87,7 +133,7 @@ def add_version(
         known = _known(session, contents)
         if known is None:
             raise
-        return known
+        return known, False
     detail = {
         "origin": version.origin,
         "state": version.state,
@@ -95,7 +141,7 @@ def add_version(
         "key": version.key,
     }
     audit.record(session, actor, "package.add", contents.title, detail=detail)
-    return version
+    return version, True
 
 
 def _known(session: Session, contents: StoredPackage) -> PackageVersion | None:
@@ -168,6 +214,145 @@ def _file_rows(version: PackageVersion, contents: StoredPackage) -> list[Package
     ]
 
 
+# ------------------------------------------------------------------------------------------ deciding
+
+
+def require_draft(version: PackageVersion, site_id: str) -> None:
+    """Raise WrongStateError unless the version can be released by this site."""
+    if version.state == VersionState.HELD:
+        raise WrongStateError(
+            f"{title_of(version)} is another hospital's; only {version.package.site} can release it, not {site_id}"
+        )
+    if version.state != VersionState.DRAFT:
+        raise WrongStateError(f"{title_of(version)} is {version.state} already")
+
+
+def release(
+    session: Session,
+    principal: Principal,
+    version: PackageVersion,
+    judgement: Judgement,
+    override_reason: str | None,
+) -> None:
+    """Offer a draft to other hospitals, if the judgement of what is stored allows it.
+
+    A failed verdict needs `override_reason`, which is kept and shown; artefacts that were altered or are missing
+    raise PrivacyGateError whatever the reason. Of two who release at once, the second gets WrongStateError.
+    """
+    if judgement.altered:
+        _refuse_release(version, judgement.altered)
+    if not judgement.passed and override_reason is None:
+        _refuse_release(version, judgement.reasons)
+    override = None if judgement.passed else override_reason
+    done = repository.change_state(
+        session,
+        version,
+        VersionState.DRAFT,
+        state=VersionState.RELEASED.value,
+        verdict=judgement.verdict,
+        released_at=now(),
+        released_by=principal.username,
+        override_reason=override,
+    )
+    if not done:
+        raise WrongStateError(f"{title_of(version)} was released or changed by somebody else")
+    detail: dict[str, Any] = {"digest": version.digest, "verdict": judgement.verdict}
+    if override is not None:
+        detail |= {"override_reason": override, "reasons": list(judgement.reasons)}
+    audit.record(session, principal.actor, "package.release", title_of(version), detail=detail)
+
+
+def yank(session: Session, principal: Principal, version: PackageVersion, reason: str) -> None:
+    """Take a released version back: peers get its files no more, and see the reason. There is no way back."""
+    done = repository.change_state(
+        session,
+        version,
+        VersionState.RELEASED,
+        state=VersionState.YANKED.value,
+        yanked_at=now(),
+        yanked_by=principal.username,
+        yank_reason=reason,
+    )
+    if not done:
+        raise WrongStateError(
+            f"{title_of(version)} is {version.state}; only a released version can be taken back"
+        )
+    detail = {"digest": version.digest, "reason": reason}
+    audit.record(session, principal.actor, "package.yank", title_of(version), detail=detail)
+
+
+def _refuse_release(version: PackageVersion, reasons: Sequence[str]) -> NoReturn:
+    raise PrivacyGateError(
+        f"{title_of(version)} may not be released: {'; '.join(reasons[:3])}", reasons=list(reasons)
+    )
+
+
+# ------------------------------------------------------------------------------------------ handing out
+
+
+def require_offered(principal: Principal, version: PackageVersion) -> None:
+    """Raise YankedError where a peer asks for the bytes of a version that was taken back."""
+    if principal.role is Role.PEER and version.state == VersionState.YANKED:
+        raise YankedError(
+            f"{title_of(version)} was taken back on {version.yanked_at:%Y-%m-%d}: {version.yank_reason}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What a version's own reports say in short."""
+
+    privacy: dict[str, Any]  # privacy.json
+    judgement: Judgement  # of that, under this site's policy
+    evaluation: list[dict[str, Any]]  # the summary in evaluation.json
+
+
+def read_reports(store: ObjectStore, files: Sequence[PackageFile]) -> Reports:
+    """Return what the reports of a version say; StoreError where they cannot be read whole."""
+    digests = {file.path: file.sha256 for file in files}
+    privacy, evaluation = (
+        read_all(store, digests[path], limit=canonical.MAX_JSON_BYTES)
+        for path in (manifests.PRIVACY, manifests.EVALUATION)
+    )
+    return Reports(
+        privacy=canonical.parse(privacy, name=manifests.PRIVACY),
+        judgement=judge_report(privacy),
+        evaluation=canonical.parse(evaluation, name=manifests.EVALUATION)["summary"],
+    )
+
+
+def source_of(session: Session, version: PackageVersion) -> UUID | None:
+    """Return the source dataset of the job that made a version, if one did."""
+    return session.scalar(select(Job.dataset_id).where(Job.id == version.job_id))
+
+
+def find_file(session: Session, version: PackageVersion, path: str) -> PackageFile:
+    """Return one file of a version; NotFoundError where there is none of that path."""
+    file = session.get(PackageFile, (version.id, path))
+    if file is None:
+        raise NotFoundError(f"{title_of(version)} has no file {path[:200]!r}")
+    return file
+
+
+def note_download(
+    session: Session,
+    principal: Principal,
+    version: PackageVersion,
+    part: Mapping[str, Any],
+    *,
+    refused: bool = False,
+) -> None:
+    """Record that somebody takes, or was refused, bytes of a version: `part` says of which file, and which bytes."""
+    audit.record(
+        session,
+        principal.actor,
+        "package.download",
+        title_of(version),
+        outcome="refused" if refused else "done",
+        detail=part,
+    )
+
+
 # ------------------------------------------------------------------------------------------ reading
 
 
@@ -200,6 +385,39 @@ def files_of(session: Session, version: PackageVersion) -> Sequence[PackageFile]
 def visible_to(principal: Principal, site_id: str) -> ColumnElement[bool]:
     """Return which versions the caller may see: a peer only those that this site has released or yanked."""
     return repository.visible(site_id if principal.role is Role.PEER else None)
+
+
+def title_of(version: PackageVersion) -> str:
+    """Return `site/name@version`."""
+    return f"{version.package.site}/{version.package.name}@{version.version}"
+
+
+def list_packages(
+    session: Session,
+    principal: Principal,
+    site_id: str,
+    search: Search,
+    *,
+    cursor: str | None,
+    limit: int,
+) -> tuple[list[tuple[Package, PackageVersion]], str | None]:
+    """Return a page of packages that the caller may see, each with its newest matching version; and a cursor."""
+    seen = visible_to(principal, site_id)
+    packages, following = repository.list_packages(
+        session, search, seen, cursor=cursor, limit=limit
+    )
+    newest = repository.newest_versions(session, [row.id for row in packages], search, seen)
+    return [(row, newest[row.id]) for row in packages if row.id in newest], following
+
+
+def list_versions(
+    session: Session, principal: Principal, site_id: str, site: str, name: str
+) -> Sequence[PackageVersion]:
+    """Return the versions of a package that the caller may see, newest first; NotFoundError if there are none."""
+    found = repository.list_versions(session, site, name, visible_to(principal, site_id))
+    if not found:
+        raise NotFoundError(f"there is no package {site}/{name} here")
+    return found
 
 
 def _found(
