@@ -179,8 +179,8 @@ def forget_trajectories(session: Session, job_id: UUID) -> None:
     changed(session, update(Part).where(Part.job_id == job_id).values(sha256=None))
 
 
-def sweep_parts(session: Session, *, at: datetime | None = None) -> None:
-    """Queue parts again whose worker fell silent, and ring for the running jobs that have parts to be done."""
+def sweep_parts(session: Session, *, at: datetime | None = None, rings: int = MOST_RINGS) -> None:
+    """Queue parts again whose worker fell silent; ring for running jobs with parts to be done, up to `rings`."""
     at = at or now()
     lost = session.scalars(
         select(Part)
@@ -200,7 +200,7 @@ def sweep_parts(session: Session, *, at: datetime | None = None) -> None:
         .where(Part.state == State.QUEUED.value, Job.state == State.RUNNING.value)
         .group_by(Part.job_id)
         .order_by(Part.job_id)
-        .limit(MOST_RINGS)
+        .limit(max(0, rings))
     ).scalars()
     for job_id in waiting:
         _ring(session, job_id, 1)

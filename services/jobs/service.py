@@ -11,6 +11,7 @@ order of their ids; and it is locked before the audit log is, so that nobody wai
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -158,6 +159,11 @@ def get(session: Session, job_id: UUID) -> Job:
     if job is None:
         raise NotFoundError(f"there is no job {job_id}")
     return job
+
+
+def has_ended(job: Job) -> bool:
+    """Whether nothing more will happen to the job unless it is resumed."""
+    return job.state in ENDED
 
 
 # ------------------------------------------------------------------------------------------ holding
@@ -369,7 +375,7 @@ def sweep(session: Session, *, at: datetime | None = None, rings: int = 1000) ->
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()
-    parts.sweep_parts(session, at=at)
+    parts.sweep_parts(session, at=at, rings=min(rings, parts.MOST_RINGS))
     for job in lost:
         _give_up(session, job)
     due = or_(Job.retry_at.is_(None), Job.retry_at <= at)
@@ -464,9 +470,9 @@ def _end_attempt(
 def _request_sha256(kind: Kind, spec: Mapping[str, Any]) -> str:
     try:
         asked = rfc8785.dumps({"kind": kind.value, "spec": dict(spec)})
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+    except rfc8785.CanonicalizationError:
         asked = None
-    if asked is None or plain(spec) != spec:
+    if asked is None or plain(json.loads(asked)) != json.loads(asked):
         raise UnprocessableError(
             "numbers must be finite, whole ones at most 2^53 - 1, and texts Unicode without NUL"
         )

@@ -1,0 +1,123 @@
+"""What people and programs are shown of jobs: names beside ids, the place in the queue, the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from services.jobs import parts, repository, service
+from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine, Part, State
+from services.kit.paging import page_rows
+
+# The stages of an estimate in the order they run; a JSON column does not keep it.
+STAGES = ("teachers", "distillation", "evaluation", "privacy")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A job as a list shows it."""
+
+    job: Job
+    owner: str
+    dataset: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A job with everything that is known of it."""
+
+    job: Job
+    owner: str
+    dataset: str | None
+    attempts: Sequence[Attempt]
+    parts: Sequence[Part]
+    position: int | None  # in the queue: 1 is next; None unless queued
+    eta_seconds: float | None  # None unless running
+
+
+def list_jobs(
+    session: Session,
+    *,
+    kind: Kind | None = None,
+    state: State | None = None,
+    dataset: str | None = None,
+    owner_id: UUID | None = None,
+    cursor: str | None = None,
+    limit: int,
+) -> tuple[list[Summary], str | None]:
+    """Return a page of jobs, newest first, and the cursor of the next one; an unknown dataset has no jobs."""
+    dataset_id = None
+    if dataset is not None:
+        row = repository.dataset(session, dataset)
+        if row is None:
+            return [], None
+        dataset_id = row.id
+    statement = repository.summaries(
+        kind=kind and kind.value,
+        state=state and state.value,
+        dataset_id=dataset_id,
+        owner_id=owner_id,
+    )
+    rows, following = page_rows(session, statement, Job.id, cursor=cursor, limit=limit)
+    owners = repository.usernames(session, {job.owner_id for job in rows})
+    names = repository.dataset_names(session, {job.dataset_id for job in rows if job.dataset_id})
+    page = [
+        Summary(job, owners[job.owner_id], names.get(job.dataset_id) if job.dataset_id else None)
+        for job in rows
+    ]
+    return page, following
+
+
+def read_job(session: Session, job_id: UUID) -> Detail:
+    """Return a job with its attempts and parts; NotFoundError without one."""
+    return describe(session, service.get(session, job_id))
+
+
+def describe(session: Session, job: Job) -> Detail:
+    """Return what is known of a job."""
+    queued = job.state == State.QUEUED.value
+    names = repository.dataset_names(session, {job.dataset_id} if job.dataset_id else set())
+    return Detail(
+        job=job,
+        owner=repository.usernames(session, {job.owner_id})[job.owner_id],
+        dataset=names.get(job.dataset_id) if job.dataset_id else None,
+        attempts=repository.attempts_of(session, job.id),
+        parts=parts.parts_of(session, job.id),
+        position=repository.waiting_before(session, job) + 1 if queued else None,
+        eta_seconds=seconds_left(job),
+    )
+
+
+def read_events(
+    session: Session, job_id: UUID, *, after: int, limit: int, kind: str | None
+) -> tuple[Sequence[JobEvent], bool]:
+    """Return a job's events after an id, and whether there are more; NotFoundError without the job."""
+    service.get(session, job_id)
+    events = repository.events_after(session, job_id, after, limit + 1, kind)
+    return events[:limit], len(events) > limit
+
+
+def read_log(
+    session: Session, job_id: UUID, *, after: int, limit: int
+) -> tuple[Sequence[LogLine], bool]:
+    """Return a job's log lines after an id, and whether there are more; NotFoundError without the job."""
+    service.get(session, job_id)
+    lines = repository.lines_after(session, job_id, after, limit + 1)
+    return lines[:limit], len(lines) > limit
+
+
+def seconds_left(job: Job) -> float | None:
+    """Return what is left of the stage, and of the stages after it where an estimate is known; None if unknown."""
+    progress: Mapping[str, Any] = job.progress or {}
+    left = progress.get("eta_seconds")
+    if job.state != State.RUNNING.value or not isinstance(left, int | float):
+        return None
+    expected = (job.estimate or {}).get("seconds")
+    if not isinstance(expected, Mapping) or progress.get("stage") not in STAGES:
+        return float(left)
+    later = STAGES[STAGES.index(progress["stage"]) + 1 :]
+    return float(left) + sum(float(expected.get(stage, 0.0)) for stage in later)
