@@ -17,6 +17,7 @@ from services.auth.router import router as auth
 from services.catalogue.router import router as catalogue
 from services.datasets.router import router as datasets
 from services.detectors.router import router as detectors
+from services.jobs.dataset_router import router as dataset_jobs
 from services.jobs.reconcile import keep_reconciling
 from services.jobs.router import router as jobs
 from services.kit import openapi, problems
@@ -25,13 +26,14 @@ from services.kit.http import operation_id
 from services.kit.limits import BodyLimitMiddleware
 from services.kit.metrics import MetricsMiddleware
 from services.kit.resources import Resources
+from services.kit.spool import clear_spool
 from services.peers.router import router as peers
 from services.system.router import public
 from services.system.router import router as system
 from services.system.service import Health
 
 API = "/api/v1"
-ROUTERS = (system, auth, datasets, jobs, catalogue, peers, detectors, audit)
+ROUTERS = (system, auth, datasets, dataset_jobs, jobs, catalogue, peers, detectors, audit)
 DESCRIPTION = """\
 A hospital's node: distil chest X-rays into signed packages, release them, pull those of other hospitals, train
 detectors.
@@ -47,6 +49,7 @@ def create_app(resources: Resources) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        clear_spool(resources.settings)
         stop = threading.Event()
         beside = [
             threading.Thread(target=work, args=(resources, stop), name=name, daemon=True)
