@@ -159,15 +159,17 @@ def distill_package(
     trajectories: Path | None = None,
     cache_dir: Path | None = None,
     processes: int = 0,
+    on_images: Callable[[Images, Path], None] = lambda *_: None,
     on_progress: OnProgress = lambda _: None,
 ) -> Result:
     """Run every stage that `out` does not hold yet and return the verified package.
 
     `trajectories` names a folder of teachers shared by runs with the same images, network, teacher settings and seed.
+    `on_images` is called with the images and that folder before any teacher is trained; it may put teachers there.
     A folder of another run raises CheckpointError; Ctrl-C becomes Interrupted once the state is on disk; a GPU
     without enough memory raises TrainingError.
     """
-    folder = out / "package"
+    folder, taught = out / "package", trajectories or out / "teachers"
     with resumable(out), _memory_explained(out):
         _refuse_other_package(folder, identity)
         images = load_split(source, recipe, cache_dir=cache_dir, on_progress=on_progress)
@@ -175,10 +177,11 @@ def distill_package(
         first = claim(out, _record(recipe, images, source), created=identity.created)
         shared = contextlib.nullcontext() if trajectories is None else locked(trajectories)
         with shared:
+            on_images(images, taught)
             store = teach(
                 images,
                 recipe,
-                trajectories or out / "teachers",
+                taught,
                 device=device,
                 processes=processes,
                 on_progress=on_progress,

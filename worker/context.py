@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,11 @@ class JobContext:
         """How many teachers to train side by side; 0 = one per core."""
         return self.resources.settings.worker.processes
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage of this attempt took so far."""
+        return self._spoken.taken()
+
     def progress(
         self, stage: str, done: int, total: int, note: str = "", **numbers: float | int | str
     ) -> None:
@@ -108,32 +113,46 @@ class Progress:
     resources: Resources
     job: Job
     fence: int
-    seconds: dict[str, float] = field(default_factory=dict)  # how long each stage took so far
     _stage: str = ""
-    _began: tuple[float, int] = (0.0, 0)  # when the stage began, and with how much done
+    _began: float = 0.0  # when the stage began,
+    _done_before: int = 0  # and with how much done
     _quiet_until: float = 0.0
+    _taken: dict[str, float] = field(default_factory=dict)
 
-    def say(self, stage: str, done: int, total: int, note: str, numbers: dict[str, Any]) -> None:
+    def say(
+        self, stage: str, done: int, total: int, note: str, numbers: Mapping[str, float | int | str]
+    ) -> None:
         """Write the value if it is due, or the first or last of its stage."""
         at = time.monotonic()
         first = stage != self._stage
         if first:
-            self._stage, self._began = stage, (at, done)
-        began, done_before = self._began
-        self.seconds[stage] = at - began
+            self._taken = self.taken()
+            self._stage, self._began, self._done_before = stage, at, done
         if not first and done < total and at < self._quiet_until:
             return
-        new = done - done_before
-        eta = (at - began) / new * (total - done) if new > 0 else None
-        value = {
-            "stage": stage,
-            "done": done,
-            "total": total,
-            "eta_seconds": None if eta is None else round(eta, 1),
-            "note": note,
-            "numbers": numbers,
-        }
+        new = done - self._done_before
+        eta = (at - self._began) / new * (total - done) if new > 0 else None
         self._quiet_until = at + PROGRESS_SECONDS
+        self._write(
+            {
+                "stage": stage,
+                "done": done,
+                "total": total,
+                "eta_seconds": None if eta is None else round(eta, 1),
+                "note": note,
+                "numbers": dict(numbers),
+            }
+        )
+
+    def taken(self) -> dict[str, float]:
+        """Return the seconds of every stage, the last one up to now."""
+        if not self._stage:
+            return {}
+        more = time.monotonic() - self._began
+        before = self._taken.get(self._stage, 0.0)
+        return self._taken | {self._stage: round(before + more, 2)}
+
+    def _write(self, value: Mapping[str, Any]) -> None:
         try:
             with self.resources.sessions.begin() as session:
                 jobs.note_progress(session, self.job.id, self.fence, value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -60,9 +60,11 @@ def read_images(
     *,
     image_size: int,
     on_progress: Callable[[int, int], None],
+    narrowed: Mapping[str, str] | None = None,
 ) -> tuple[LabelledImages, Findings]:
     """Return the dataset's images, decoded once, and what was found about them; refusals as in `load_images`.
 
+    `narrowed` leaves further rows out; it cannot bring back what the dataset's own filter leaves out.
     A disk without room for them is an OSError: it says nothing about the dataset.
     """
     settings = resources.settings
@@ -71,7 +73,7 @@ def read_images(
             return load_images(
                 path,
                 image_size=image_size,
-                where=rows or None,
+                where={**(narrowed or {}), **rows} or None,
                 cache_dir=cache_dir(settings),
                 processes=settings.worker.processes or None,
                 on_progress=on_progress,

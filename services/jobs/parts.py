@@ -104,6 +104,20 @@ def claim_part(
     return PartClaim(part.id, job_id, part.number, fence) if taken == 1 else None
 
 
+def claimed(session: Session, job_id: UUID, number: int, fence: int) -> PartClaim:
+    """Return the claim as a worker's process knows it, by number and fence; LostPartError where it is not held."""
+    part = session.scalar(
+        select(Part)
+        .where(Part.job_id == job_id, Part.number == number, Part.fence == fence)
+        .where(Part.state == State.RUNNING.value)
+    )
+    if part is None:
+        raise LostPartError(
+            f"part {number} of job {job_id} is not held under fence {fence} any more"
+        )
+    return PartClaim(part.id, job_id, number, fence)
+
+
 def heartbeat_part(
     session: Session, claim: PartClaim, settings: JobSettings, *, at: datetime | None = None
 ) -> bool:
