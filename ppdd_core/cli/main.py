@@ -20,6 +20,7 @@ import typer
 from ppdd_core import __version__
 from ppdd_core.cli import dataset, demo, detector, distill, package, phantom
 from ppdd_core.cli.console import DONE, FAILED, INTERRUPTED, REFUSED, USAGE, complain, remark
+from ppdd_core.cli.extension import ExtensibleGroup
 from ppdd_core.errors import (
     BadConfigError,
     Interrupted,
@@ -30,6 +31,7 @@ from ppdd_core.errors import (
 
 app = typer.Typer(
     name="ppdd",
+    cls=ExtensibleGroup,  # installed beside the library, the node adds commands of its own
     help="Distil chest X-ray datasets into a few synthetic images, and train detectors from them.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a check, 130 interrupted.",
     no_args_is_help=True,
@@ -41,10 +43,10 @@ app.command()(demo.demo)
 app.command()(distill.distill)
 app.command()(distill.estimate)
 app.command()(distill.presets)
-app.add_typer(dataset.app, name="dataset")
+app.add_typer(dataset.app, name="dataset", cls=ExtensibleGroup)
 app.add_typer(distill.teachers_app, name="teachers")
-app.add_typer(package.app, name="package")
-app.add_typer(detector.app, name="detector")
+app.add_typer(package.app, name="package", cls=ExtensibleGroup)
+app.add_typer(detector.app, name="detector", cls=ExtensibleGroup)
 app.add_typer(phantom.app, name="phantom")
 
 # The first class that fits decides; the last row is every other refusal of ours.
