@@ -16,6 +16,7 @@ from services.auth.permissions import PERMISSIONS
 from services.auth.router import router as auth
 from services.catalogue.router import router as catalogue
 from services.datasets.router import router as datasets
+from services.detectors.images import keep_dropping
 from services.detectors.router import router as detectors
 from services.jobs.dataset_router import router as dataset_jobs
 from services.jobs.reconcile import keep_reconciling
@@ -53,7 +54,11 @@ def create_app(resources: Resources) -> FastAPI:
         stop = threading.Event()
         beside = [
             threading.Thread(target=work, args=(resources, stop), name=name, daemon=True)
-            for name, work in (("reconciler", keep_reconciling), ("audit-signer", keep_anchoring))
+            for name, work in (
+                ("reconciler", keep_reconciling),
+                ("audit-signer", keep_anchoring),
+                ("image-dropper", keep_dropping),
+            )
         ]
         for thread in beside:
             thread.start()

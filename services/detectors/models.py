@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +10,17 @@ from sqlalchemy import ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.kit.db import Base, Row
+
+
+class DetectorState(StrEnum):
+    """How far a detector is. A row says `training`, `ready` or `removed`; the others are what its job says."""
+
+    QUEUED = "queued"
+    TRAINING = "training"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    READY = "ready"
+    REMOVED = "removed"
 
 
 class Detector(Row):
@@ -25,9 +37,7 @@ class Detector(Row):
     name: Mapped[str] = mapped_column(String(100))  # slug
     owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), index=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), unique=True)
-    state: Mapped[str] = mapped_column(
-        String(16), index=True
-    )  # training, ready, removed; what became of a training that ended otherwise, its job says
+    state: Mapped[str] = mapped_column(String(16), index=True)
     description_sha256: Mapped[str | None] = mapped_column(String(64), index=True)  # detector.json
     weights_sha256: Mapped[str | None] = mapped_column(
         String(64), index=True

@@ -10,10 +10,8 @@ pieces and marks the last one, so that none can be cut off, repeated, swapped or
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -35,34 +33,30 @@ def new_key() -> str:
 
 
 class Sealer:
-    """Writes an image's bytes, as they come, sealed into a file; `finish` must follow the last of them."""
+    """Seals an image's bytes as they come; `finish` must follow the last of them."""
 
-    def __init__(self, key: str, file: BinaryIO) -> None:
-        self._cipher, self._file = AESGCM(bytes.fromhex(key)), file
-        self._held = bytearray()  # less than a piece, or the piece that may be the last
+    def __init__(self, key: str) -> None:
+        self._cipher = AESGCM(bytes.fromhex(key))
+        self._held = bytearray()  # never empty once a byte came: the piece that may be the last
         self._number = 0
-        self._sha256 = hashlib.sha256()
-        self.size = 0  # bytes of the image so far
 
-    def add(self, data: bytes) -> None:
-        """Take the next bytes of the image."""
-        self.size += len(data)
+    def add(self, data: bytes) -> bytes:
+        """Take the next bytes of the image and return what of it is sealed by now, which may be nothing."""
         self._held += data
+        sealed = []
         while len(self._held) > PIECE:
-            self._write(bytes(self._held[:PIECE]), last=False)
+            sealed.append(self._seal(bytes(self._held[:PIECE]), last=False))
             del self._held[:PIECE]
+        return b"".join(sealed)
 
-    def finish(self) -> str:
-        """Write what is left and return the sha256 of the sealed bytes."""
-        self._write(bytes(self._held), last=True)
-        self._file.flush()
-        return self._sha256.hexdigest()
+    def finish(self) -> bytes:
+        """Return the last sealed bytes."""
+        return self._seal(bytes(self._held), last=True)
 
-    def _write(self, piece: bytes, *, last: bool) -> None:
+    def _seal(self, piece: bytes, *, last: bool) -> bytes:
         sealed = self._cipher.encrypt(_nonce(self._number, last=last), piece, None)
         self._number += 1
-        self._sha256.update(sealed)
-        self._file.write(sealed)
+        return sealed
 
 
 def unseal(key: str, sealed: Iterable[bytes]) -> bytes:

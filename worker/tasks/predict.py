@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from ppdd_core.data.decoding import decode_all
 from ppdd_core.data.images import Decoded
+from ppdd_core.data.names import shown
 from ppdd_core.detector.use import USE
 from ppdd_core.errors import BadImageError
+from services.datasets.findings import blank_names
 from services.detectors.sealing import unseal
 from worker.context import JobContext, Outcome
 from worker.detector import answer, fetch_detector
@@ -46,5 +48,10 @@ def _decode(job: JobContext, image_size: int) -> Decoded:
     name = NAMES[spec["media_type"]]
     ((_, outcome),) = decode_all([name], lambda _: data, image_size=image_size, processes=1)
     if isinstance(outcome, BadImageError):
-        raise outcome
+        raise BadImageError(_said(str(outcome), name)) from None
     return outcome
+
+
+def _said(reason: str, name: str) -> str:
+    """Return why the image cannot be read, without the decoder's own words: they may quote what a file holds."""
+    return f"the image {blank_names(reason.removeprefix(shown(name)).partition(': ')[0]).strip()}"
