@@ -201,14 +201,6 @@ def claim(
     return Claim(job, job.fence)
 
 
-def hold(session: Session, job_id: UUID, fence: int) -> Job:
-    """Return the job as it is, locked until the transaction ends; LostJobError where it is not ours any more."""
-    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
-    if job is None or job.state != State.RUNNING.value or job.fence != fence:
-        raise _lost(job_id, fence)
-    return job
-
-
 def heartbeat(
     session: Session, job_id: UUID, fence: int, *, settings: JobSettings, at: datetime | None = None
 ) -> bool:
@@ -262,7 +254,7 @@ def succeed(
 ) -> None:
     """End a job well; LostJobError where it is somebody else's by now, so that nothing is completed twice.
 
-    What the job made is written in the same transaction: after `hold`, before this.
+    What the job made is written in the same transaction, after this.
     """
     _end(
         session,
@@ -283,7 +275,7 @@ def fail(
 
     LostJobError where it is somebody else's by now.
     """
-    job = hold(session, job_id, fence)
+    job = _held(session, job_id, fence)
     detail = clean(failure.detail, MAX_DETAIL)
     error = {"slug": failure.slug, "detail": detail, "resumable": failure.resumable}
     if failure.retry and job.attempts < job.max_attempts and job.cancel_requested_at is None:
@@ -308,7 +300,7 @@ def give_back(session: Session, job_id: UUID, fence: int, detail: str) -> None:
 
     One that was asked to stop is cancelled instead. LostJobError where it is somebody else's by now.
     """
-    job = hold(session, job_id, fence)
+    job = _held(session, job_id, fence)
     if _requeue(session, job, outcome="stopped", detail=detail, attempts=Job.attempts - 1):
         enqueue(session, job_id)
 
@@ -350,6 +342,8 @@ def resume(session: Session, principal: Principal, job_id: UUID) -> Job:
         raise UnprocessableError(
             "a pull's token is not kept after the job; start a new pull, it goes on with what was fetched"
         )
+    if job.kind == Kind.PREDICT.value:
+        raise NotResumableError("an image is not kept after its job; send it again")
     job.state, job.attempts = State.QUEUED.value, 0
     job.cancel_requested_at = job.finished_at = job.retry_at = job.error = None
     tell(session, job_id, "state", {"state": job.state})
@@ -403,6 +397,14 @@ def _give_up(session: Session, job: Job) -> None:
 
 
 # ------------------------------------------------------------------------------------------ one UPDATE each
+
+
+def _held(session: Session, job_id: UUID, fence: int) -> Job:
+    """Return the job as it is, locked until the transaction ends; LostJobError where it is not ours any more."""
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.state != State.RUNNING.value or job.fence != fence:
+        raise _lost(job_id, fence)
+    return job
 
 
 def _change(session: Session, job_id: UUID, fence: int, **values: Any) -> None:
