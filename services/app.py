@@ -14,6 +14,7 @@ from services.audit.router import router as audit
 from services.auth.dependencies import guard
 from services.auth.permissions import PERMISSIONS
 from services.auth.router import router as auth
+from services.auth.throttle import RefusalMeter
 from services.catalogue.router import router as catalogue
 from services.datasets.router import router as datasets
 from services.detectors.images import keep_dropping
@@ -81,6 +82,7 @@ def create_app(resources: Resources) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.resources = resources
+    app.state.refusals = RefusalMeter()
     app.state.health = Health(resources)
     problems.register(app)
     api = APIRouter(prefix=API, dependencies=[Depends(guard)])

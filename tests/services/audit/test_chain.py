@@ -16,7 +16,7 @@ from ppdd_core.package.signature import fingerprint
 from services.audit import anchoring, protection, service
 from services.audit.actor import SYSTEM, Actor
 from services.audit.anchoring import AuditLogBrokenError
-from services.audit.chain import Fault, Verification
+from services.audit.chain import GENESIS, Fault, Verification
 from services.audit.heads import FILE, collect, sign_head
 from services.audit.models import AuditEvent, AuditHead
 from services.kit.resources import Resources
@@ -55,7 +55,7 @@ def sql(node: Resources, *statements: str) -> None:
 
 def rehash(session: Session, first: int) -> None:
     """Do what a forger does who owns the database: make the chain fit again from `first` on."""
-    previous = service.GENESIS
+    previous = GENESIS
     for event in session.query(AuditEvent).order_by(AuditEvent.seq):
         if event.seq >= first:
             event.previous = previous
