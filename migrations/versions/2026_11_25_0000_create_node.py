@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from migrations.columns import JSON
+from services.audit import protection
 
 revision = "0001"
 down_revision = None
@@ -38,6 +39,15 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_audit_events_subject"), ["subject"], unique=False)
 
     op.create_table(
+        "audit_heads",
+        sa.Column("seq", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("public_key", sa.String(length=44), nullable=False),
+        sa.Column("signature", sa.String(length=88), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_audit_heads")),
+    )
+    op.create_table(
         "login_throttle",
         sa.Column("key", sa.String(length=80), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
@@ -45,6 +55,18 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_login_throttle")),
     )
+    op.create_table(
+        "object_holds",
+        sa.Column("holder", sa.Uuid(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("holder", "sha256", name=op.f("pk_object_holds")),
+    )
+    with op.batch_alter_table("object_holds", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_object_holds_expires_at"), ["expires_at"], unique=False
+        )
+
     op.create_table(
         "packages",
         sa.Column("site", sa.String(length=64), nullable=False),
@@ -478,9 +500,12 @@ def upgrade() -> None:
     with op.batch_alter_table("package_files", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_package_files_sha256"), ["sha256"], unique=False)
 
+    protection.install(op.get_bind())
+
 
 def downgrade() -> None:
     """Take it back."""
+    protection.remove(op.get_bind())
     with op.batch_alter_table("package_files", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_package_files_sha256"))
 
@@ -568,7 +593,12 @@ def downgrade() -> None:
     op.drop_table("workers")
     op.drop_table("users")
     op.drop_table("packages")
+    with op.batch_alter_table("object_holds", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_object_holds_expires_at"))
+
+    op.drop_table("object_holds")
     op.drop_table("login_throttle")
+    op.drop_table("audit_heads")
     with op.batch_alter_table("audit_events", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_audit_events_subject"))
         batch_op.drop_index(batch_op.f("ix_audit_events_outcome"))
