@@ -54,4 +54,6 @@ class Child:
     def reap(self) -> int:
         """End what it left behind and return its exit code; minus the signal's number where one ended it."""
         self.kill()
-        return self._process.wait()
+        code = self._process.wait()
+        self.output.close()
+        return code

@@ -30,6 +30,7 @@ from worker.exits import Exit
 from worker.joblog import JobLog
 from worker.lease import RETRY_SECONDS, Lease
 
+LEAVE_SECONDS = 2.0  # for a process whose job is not ours any more
 LOG_SECONDS = 5.0  # for the last lines, after the process
 log = structlog.get_logger(__name__)
 
@@ -164,10 +165,12 @@ def _wait(child: Child, lease: Lease, post: Post) -> Ending:
     lost = cancelled = stopped = False
     patience = float("inf")
     while not child.ended():
-        if lease.lost:
-            lost = True
+        if lease.lost and not lost:
+            lost = True  # perhaps to the process itself, which has recorded its end and is about to leave
+            patience = time.monotonic() + LEAVE_SECONDS
+        elif lost and time.monotonic() > patience:
             child.kill()
-        elif not (cancelled or stopped) and (lease.stop_asked or post.stopping()):
+        elif not (lost or cancelled or stopped) and (lease.stop_asked or post.stopping()):
             cancelled, stopped = lease.stop_asked, not lease.stop_asked
             patience = time.monotonic() + post.resources.settings.jobs.cancel_grace_seconds
             child.ask()
