@@ -14,6 +14,7 @@ import structlog
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from services.kit.problems import ServiceError
 from services.kit.storage import ObjectStore, StoreError
@@ -147,22 +148,30 @@ def send(store: ObjectStore, blob: Blob, span: Span) -> StreamingResponse:
         if span.partial
         else store.read(blob.sha256)
     )
-    return StreamingResponse(
-        _in_threads(pieces, blob),
+    return _Delivery(
+        _in_threads(pieces),
         status_code=206 if span.partial else 200,
         headers=describe(blob, span),
         media_type=blob.media_type,
     )
 
 
-async def _in_threads(pieces: Iterator[bytes], blob: Blob) -> AsyncIterator[bytes]:
-    """Yield the pieces, each read in a thread; one that is not sent in the end still gives its file back."""
+class _Delivery(StreamingResponse):
+    """A stream that ends early where the store fails: the server then closes the connection."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        try:
+            await super().__call__(scope, receive, send)
+        except StoreError as error:  # the answer has begun, so nothing can be said any more
+            log.error("download.broken", slug=error.slug, detail=error.detail)
+
+
+async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces, each read in a thread; an answer that nobody waits for any more gives its file back."""
     try:
         while (piece := await run_in_threadpool(next, pieces, None)) is not None:
             yield piece
-    except StoreError as error:
-        log.error("download.broken", slug=error.slug, sha256=blob.sha256)
-        raise
     finally:
         close = getattr(pieces, "close", None)
         if close is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ppdd_core.config import DistillConfig, NetConfig, PrivacyConfig, Recipe
 from ppdd_core.package.archive import write_archive
@@ -18,6 +19,7 @@ from ppdd_core.privacy.wording import WORDS
 from services.catalogue import service as catalogue
 from services.catalogue.models import Origin, PackageVersion
 from services.kit.resources import Resources
+from services.settings import Settings
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal")
 SIZE, PER_CLASS = 16, 2
@@ -51,6 +53,18 @@ def package_files(
     return build_files(content, key_of(seed or site))
 
 
+def give_key(settings: Settings, seed: str | None = None) -> None:
+    """Let the node sign with the key that `package_files` pretends its site has."""
+    path = settings.signing_key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        key_of(seed or settings.site_id).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
+    )
+    path.chmod(0o600)
+
+
 def write_package(folder: Path, files: Mapping[str, bytes], name: str = "package.zip") -> Path:
     """Write the files as an archive in `folder` and return its path."""
     path = folder / name
@@ -60,7 +74,7 @@ def write_package(folder: Path, files: Mapping[str, bytes], name: str = "package
 
 def privacy_report(auc: float, policy: PrivacyConfig) -> dict[str, Any]:
     """Return a whole report in which everything is harmless but membership inference, whose AUC is given."""
-    values: dict[str, float] = {name: 0.5 for name in WORDS}
+    values: dict[str, float] = dict.fromkeys(WORDS, 0.5)
     values |= {"near_copies": 0, "membership_inference_auc": auc, "smallest_class": 400}
     values |= {"membership_inference_tpr_at_1_fpr": 0.01}
     made = tuple(
