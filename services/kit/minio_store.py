@@ -163,7 +163,12 @@ class MinioStore:
         with _answering():
             self._prepare()
             # The SDK has these two calls, but gives them no public name.
-            found = self._client._list_multipart_uploads(self.bucket, prefix=PREFIX)
+            try:
+                found = self._client._list_multipart_uploads(self.bucket, prefix=PREFIX)
+            except MinioException as err:
+                if _code(err)[0] == "NoSuchUpload":  # some servers say so where there is none
+                    return
+                raise
             for upload in found.uploads or []:
                 if upload.initiated_time is not None and upload.initiated_time < before:
                     self._client._abort_multipart_upload(
