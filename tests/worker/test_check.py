@@ -98,7 +98,7 @@ def test_a_good_dataset_becomes_ready_with_statistics_and_thumbnails(
     with small.resources.sessions() as session:
         thumbnails = repository.thumbnails(session, dataset.id)
         assert session.execute(text("SELECT count(*) FROM object_holds")).scalar() == 0
-        assert session.scalar(select(func.count()).where(JobEvent.kind == "progress")) > 1
+        assert session.scalars(select(func.count()).where(JobEvent.kind == "progress")).one() > 1
     assert [(one.label, one.number) for one in thumbnails] == [
         (label, number) for label in ("COVID", "a") for number in range(12)
     ]

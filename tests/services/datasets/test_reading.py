@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -45,7 +46,12 @@ def check(resources: Resources, dataset_id: str) -> None:
         for at, label in enumerate(LABELS)
         for number in range(2)
     }
-    findings = {"refusal": None, "images": 6, "classes": dict.fromkeys(LABELS, 2), "findings": []}
+    findings: dict[str, Any] = {
+        "refusal": None,
+        "images": 6,
+        "classes": dict.fromkeys(LABELS, 2),
+        "findings": [],
+    }
     with resources.sessions.begin() as session:
         service.record_check(
             session, UUID(dataset_id), Checked(True, 112, findings, "f" * 64, digests)

@@ -22,6 +22,7 @@ from services.app import create_app
 from services.audit.models import AuditEvent
 from services.datasets.models import SourceDataset
 from services.kit import spool
+from services.kit.problems import BadRequestError
 from services.kit.resources import Resources, open_resources
 from services.kit.spool import announced_sha256, clear_spool
 from tests.services.conftest import Login
@@ -186,7 +187,7 @@ def test_content_digest_is_read(values: list[str], expected: bytes | None) -> No
 
 @pytest.mark.parametrize("value", ["sha-256=AAAA", "sha-256=:AAAA:", "sha-256=:****:", "sha-256"])
 def test_a_content_digest_that_is_none_is_a_bad_request(value: str) -> None:
-    with pytest.raises(spool.BadRequestError, match="Content-Digest"):
+    with pytest.raises(BadRequestError, match="Content-Digest"):
         announced_sha256([value])
 
 
