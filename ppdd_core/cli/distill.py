@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -385,22 +385,12 @@ METHODS = {
 
 def summary_table(result: Result) -> RenderableType:
     """Return a finished run for people: how good, how private, where it lies."""
-    table = Table(
-        "trained on", "per class", "accuracy", "balanced accuracy", "macro AUROC",
-        title=f"{result.manifest.name} {result.manifest.version}, on {result.evaluation['images']:,} test images",
-        title_justify="left",
-    )  # fmt: skip
-    for row in result.evaluation["summary"]:
-        per_class = row["images_per_class"]
-        table.add_row(
-            METHODS[row["method"]],
-            "all" if per_class is None else str(per_class),
-            *(mean_sd(row[name]) for name in ("accuracy", "balanced_accuracy", "macro_auroc")),
-            style="bold" if row["method"] in ("distilled", "mtt_unpruned") else None,
-        )
     verdict = result.privacy["verdict"]
     return Group(
-        table,
+        evaluation_table(
+            f"{result.manifest.name} {result.manifest.version}, on {result.evaluation['images']:,} test images",
+            result.evaluation["summary"],
+        ),
         Text.assemble(
             "privacy report: ", (verdict, "green" if verdict == "passed" else "bold red")
         ),
@@ -408,6 +398,23 @@ def summary_table(result: Result) -> RenderableType:
         Text(f"package: {result.archive} ({result.archive.stat().st_size / 2**10:,.0f} KiB)"),
         Text(f"contact sheet: {result.folder / 'previews' / 'contact-sheet.png'}"),
     )
+
+
+def evaluation_table(title: str, summary: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the summary of an evaluation for people, ours in bold."""
+    table = Table(
+        "trained on", "per class", "accuracy", "balanced accuracy", "macro AUROC",
+        title=title, title_justify="left",
+    )  # fmt: skip
+    for row in summary:
+        per_class = row["images_per_class"]
+        table.add_row(
+            METHODS[row["method"]],
+            "all" if per_class is None else str(per_class),
+            *(mean_sd(row[name]) for name in ("accuracy", "balanced_accuracy", "macro_auroc")),
+            style="bold" if row["method"] in ("distilled", "mtt_unpruned") else None,
+        )
+    return table
 
 
 def mean_sd(value: Mapping[str, float | None]) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ppdd_core import __version__
-from ppdd_core.cli import dataset, demo, detector, distill, package, phantom
+from ppdd_core.cli import dataset, detector, distill, package, phantom
 from ppdd_core.cli.console import DONE, FAILED, INTERRUPTED, REFUSED, USAGE, complain, remark
 from ppdd_core.cli.extension import ExtensibleGroup
 from ppdd_core.errors import (
@@ -39,7 +39,6 @@ app = typer.Typer(
 )
 
 # What there is, in the order of `ppdd --help`: the verbs that stand alone, then the nouns.
-app.command()(demo.demo)
 app.command()(distill.distill)
 app.command()(distill.estimate)
 app.command()(distill.presets)

@@ -242,9 +242,9 @@ def _welcome(resources: Resources, url: str) -> None:
     typer.echo(f"signing key {printable(fingerprint(resources.key))}")
     link = _open_setup_link(resources)
     if link is not None:
-        typer.echo(f"nobody can log in yet; make the first administrator with this link: {link}")
-        typer.echo(f"type: ppdd login '{link}'")
-    typer.echo("Ctrl-C stops the node", nl=True)
+        typer.echo("nobody can log in yet; in another terminal, make the first administrator:")
+        typer.echo(f"  ppdd login --setup '{link}'")
+    typer.echo("Ctrl-C stops the node")
 
 
 def _open_setup_link(resources: Resources) -> str | None:

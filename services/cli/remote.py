@@ -78,6 +78,13 @@ def find_login(url: str | None = None) -> Login:
 
 
 @contextmanager
+def known_node(url: str | None = None) -> Iterator[Node]:
+    """Yield the node that this user is logged in to."""
+    with open_node(find_login(url)) as node:
+        yield node
+
+
+@contextmanager
 def open_node(login: Login) -> Iterator[Node]:
     """Yield the node behind `login`; proxies of the environment are not asked, since a node is near."""
     headers = {"Authorization": f"Bearer {login.token}"} if login.token else {}
@@ -95,11 +102,9 @@ class Node:
     client: httpx2.Client
     login: Login
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None, **query: Any) -> Any:
         """Return the JSON at `path`."""
-        return self._json(
-            "GET", path, params={name: value for name, value in query.items() if value is not None}
-        )
+        return self._json("GET", path, params=_given(query), headers=headers)
 
     def post(
         self,
@@ -111,9 +116,9 @@ class Node:
         """Return the JSON that posting `body` gives."""
         return self._json("POST", path, json=body, headers=headers)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, *, headers: Mapping[str, str] | None = None) -> None:
         """Remove what is at `path`."""
-        self._json("DELETE", path)
+        self._json("DELETE", path, headers=headers)
 
     def rows(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield every row of a list, page after page."""
@@ -140,8 +145,7 @@ class Node:
 
         size = os.fstat(file.fileno()).st_size
         known = {"Content-Type": media_type, "Content-Length": str(size), **(headers or {})}
-        params = {name: value for name, value in query.items() if value is not None}
-        return self._json("POST", path, content=pieces(), headers=known, params=params)
+        return self._json("POST", path, content=pieces(), headers=known, params=_given(query))
 
     def download(self, path: str, target: Path) -> None:
         """Write what is at `path` to `target`, whole or not at all; an existing file is refused."""
@@ -210,6 +214,10 @@ class Node:
             f"the node at {self.login.url} does not answer ({type(error).__name__}: {error}); is it running? "
             "`ppdd doctor --peer URL` finds out where it fails"
         )
+
+
+def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def refusal(answer: httpx2.Response) -> NodeError:

@@ -1,4 +1,4 @@
-"""`ppdd distill`, `teachers train`, `estimate`, `presets`, `demo` at the keyboard: options, output, exit codes."""
+"""`ppdd distill`, `teachers train`, `estimate`, `presets` at the keyboard: options, output, exit codes."""
 
 from __future__ import annotations
 
@@ -164,46 +164,6 @@ def test_estimate_refuses_images_that_distill_would_refuse(
     assert distilled == ppdd("estimate", tmp_path / "few", "--ipc", 1, *toy()) == 1
     assert "cannot be used as it is" in said
     assert "cannot be used as it is" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--ipc", 0], 2, "distill.images_per_class must be at least 1"),
-        (["--seed", -1], 2, "seed must be from 0"),
-        (["--data", "x-rays"], 2, "--data needs --elsewhere"),
-        (["--where", "hospital=a"], 2, "rows of --data"),
-        (["--elsewhere", "hospital=b"], 2, "rows of --data"),
-    ],
-)
-def test_demo_refuses_before_anything_is_drawn(
-    arguments: list[object],
-    code: int,
-    said: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert ppdd("demo", "--out", tmp_path / "demo", *arguments) == code
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "demo").exists()
-
-
-def test_demo_of_another_seed_is_refused_before_anything_is_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "demo.json").write_text('{"seed": 0}')
-    assert ppdd("demo", "--out", tmp_path, "--seed", 1) == 1
-    assert "holds a demo of seed 0" in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir() if file.name != "home"] == ["demo.json"]
-
-
-def test_demo_refuses_a_hospital_b_that_shares_images_with_a(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = ["--data", images, "--elsewhere", "split=test"]
-    assert ppdd("demo", "--out", tmp_path / "demo", *own) == 2
-    assert "are A's too" in capsys.readouterr().err
-    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize(
