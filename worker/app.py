@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ppdd_core import __version__
 from services.jobs import workers
-from services.kit.queue import TEACH, WORK, celery_client
+from services.kit.queue import FETCH, TEACH, WORK, celery_client, fetch_queue
 from services.kit.resources import Resources, open_resources
 from services.settings import Settings
 from worker import supervise
@@ -35,6 +35,7 @@ from worker.leftovers import remove_leftovers
 NOTE_SECONDS = 10.0  # between two lines of "I live"
 LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 Body = Callable[[supervise.Post, UUID], None]
+BODIES: dict[str, Body] = {WORK: supervise.work, FETCH: supervise.work, TEACH: supervise.teach}
 log = structlog.get_logger(__name__)
 
 
@@ -73,15 +74,21 @@ def make_worker(settings: Settings, place: Place, board: Board) -> Celery:
             finally:
                 board.job_id = None
 
-    @app.task(name=WORK)  # type: ignore[untyped-decorator]
-    def work(job_id: str) -> None:
-        perform(supervise.work, job_id)
+    def add(name: str, body: Body) -> None:
+        @app.task(name=name)  # type: ignore[untyped-decorator]
+        def task(job_id: str) -> None:
+            perform(body, job_id)
 
-    @app.task(name=TEACH)  # type: ignore[untyped-decorator]
-    def teach(job_id: str) -> None:
-        perform(supervise.teach, job_id)
-
+    for name, body in BODIES.items():
+        add(name, body)
     return app
+
+
+def queues(settings: Settings) -> list[str]:
+    """Return what this worker listens to: jobs that compute, jobs that fetch from other hospitals, or both."""
+    both = {"compute": settings.broker.queue, "pull": fetch_queue(settings)}
+    kinds = settings.worker.kinds
+    return list(both.values()) if kinds == "all" else [both[kinds]]
 
 
 def run_worker(settings: Settings, place: Place) -> int:
@@ -113,7 +120,7 @@ def run_worker(settings: Settings, place: Place) -> int:
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
-        queues=[settings.broker.queue],
+        queues=queues(settings),
         quiet=True,
     )
     worker.start()

@@ -56,10 +56,13 @@ def take_place(settings: Settings) -> Iterator[Place]:
 
 def same_kind(one: str, other: str) -> bool:
     """Return whether two workers, by name, compute alike: both on a GPU, or both on a CPU."""
-    return one.startswith("gpu") == other.startswith("gpu")
+    return any(one.startswith(kind) and other.startswith(kind) for kind in ("gpu", "cpu"))
 
 
 def _places(settings: Settings, host: str) -> Iterator[Place]:
+    if settings.worker.kinds == "pull":
+        yield from _numbered("pull", host, "nothing: it fetches packages")
+        return
     gpus = [] if settings.worker.device == "cpu" else _gpus()
     if gpus:
         named = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else []
@@ -71,10 +74,13 @@ def _places(settings: Settings, host: str) -> Iterator[Place]:
             "PPDD_WORKER__DEVICE=cuda, but torch sees no CUDA device; check the driver, or set it to cpu"
         )
     else:
-        cores = len(os.sched_getaffinity(0))
-        for number in count(1):
-            name = "cpu" if number == 1 else f"cpu{number}"
-            yield Place(f"{name}@{host}", "", f"CPU, {cores} cores")
+        yield from _numbered("cpu", host, f"CPU, {len(os.sched_getaffinity(0))} cores")
+
+
+def _numbered(name: str, host: str, text: str) -> Iterator[Place]:
+    yield Place(f"{name}@{host}", "", text)
+    for number in count(2):
+        yield Place(f"{name}{number}@{host}", "", text)
 
 
 def _gpus() -> list[str]:

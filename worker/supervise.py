@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from services.jobs import parts
 from services.jobs import service as jobs
 from services.jobs.errors import LostJobError
-from services.jobs.models import Job
+from services.jobs.models import Job, Kind
 from services.jobs.parts import PartClaim
 from services.jobs.service import Failure
 from services.kit.resources import Resources
@@ -85,6 +85,9 @@ def work(post: Post, job_id: UUID) -> None:
     """Do a job, if it is there to be done: a message that comes twice finds it taken."""
     resources = post.resources
     with resources.transaction() as session:
+        job = session.get(Job, job_id)
+        if job is None or not _takes(resources.settings.worker.kinds, job.kind):
+            return
         claim = jobs.claim(session, job_id, worker=post.worker, settings=resources.settings.jobs)
     if claim is None:
         return
@@ -100,6 +103,11 @@ def work(post: Post, job_id: UUID) -> None:
         record=lambda session, ending: _record_job(session, job_id, fence, ending),
     )
     log.info("job.left", job_id=str(job_id), attempt=fence, exit_code=ending.code, lost=ending.lost)
+
+
+def _takes(kinds: str, kind: str) -> bool:
+    """Return whether a worker for these kinds of jobs does this one, whatever queue the message came by."""
+    return kinds == "all" or (kinds == "pull") == (kind == Kind.PULL.value)
 
 
 def teach(post: Post, job_id: UUID) -> None:

@@ -32,7 +32,7 @@ from services.jobs.models import ENDED, Attempt, Job, JobEvent, Kind, LogLine, S
 from services.jobs.repository import changed
 from services.kit.db import now
 from services.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from services.kit.queue import enqueue
+from services.kit.queue import FETCH, WORK, enqueue
 from services.kit.secrets import Vault
 from services.kit.text import clean, plain
 from services.settings import JobSettings
@@ -124,7 +124,7 @@ def create(
         job.sealed = vault.seal(credential, purpose_of(job.id))
     tell(session, job.id, "state", {"state": job.state})
     audit.record(session, owner.actor, "job.create", str(job.id), detail={"kind": kind.value})
-    enqueue(session, job.id)
+    _ring(session, job)
     return job, True
 
 
@@ -302,7 +302,7 @@ def give_back(session: Session, job_id: UUID, fence: int, detail: str) -> None:
     """
     job = _held(session, job_id, fence)
     if _requeue(session, job, outcome="stopped", detail=detail, attempts=Job.attempts - 1):
-        enqueue(session, job_id)
+        _ring(session, job)
 
 
 def request_cancel(session: Session, principal: Principal, job_id: UUID) -> Job:
@@ -348,7 +348,7 @@ def resume(session: Session, principal: Principal, job_id: UUID) -> Job:
     job.cancel_requested_at = job.finished_at = job.retry_at = job.error = None
     tell(session, job_id, "state", {"state": job.state})
     audit.record(session, principal.actor, "job.resume", str(job_id))
-    enqueue(session, job_id)
+    _ring(session, job)
     return job
 
 
@@ -373,17 +373,25 @@ def sweep(session: Session, *, at: datetime | None = None, rings: int = 1000) ->
     for job in lost:
         _give_up(session, job)
     due = or_(Job.retry_at.is_(None), Job.retry_at <= at)
-    waiting = list(
-        session.scalars(
-            select(Job.id)
-            .where(Job.state == State.QUEUED.value, due)
+    # each apart: those who may fetch must not wait for those who compute
+    fetches = Job.kind == Kind.PULL.value
+    waiting = [
+        job
+        for kinds in (~fetches, fetches)
+        for job in session.scalars(
+            select(Job)
+            .where(Job.state == State.QUEUED.value, due, kinds)
             .order_by(Job.id)
             .limit(max(0, rings))
         )
-    )
-    for job_id in waiting:
-        enqueue(session, job_id)
-    return waiting
+    ]
+    for job in waiting:
+        _ring(session, job)
+    return [job.id for job in waiting]
+
+
+def _ring(session: Session, job: Job) -> None:
+    enqueue(session, job.id, FETCH if job.kind == Kind.PULL.value else WORK)
 
 
 def _give_up(session: Session, job: Job) -> None:

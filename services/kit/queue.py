@@ -21,6 +21,7 @@ from services.kit.db import Sessions
 from services.settings import Settings
 
 WORK = "ppdd.work"  # the task that runs a job
+FETCH = "ppdd.fetch"  # the same for a job that speaks to other hospitals, which not every worker may
 TEACH = "ppdd.teach"  # the task that does parts of a job which another worker runs
 
 Send = Callable[[str, UUID], None]
@@ -48,6 +49,7 @@ def celery_client(settings: Settings, name: str = "ppdd") -> Celery:
     app.conf.update(
         broker_url=broker_url(settings),
         task_default_queue=settings.broker.queue,
+        task_routes={FETCH: {"queue": fetch_queue(settings)}},
         task_serializer="json",
         accept_content=["json"],
         result_backend=None,
@@ -59,6 +61,11 @@ def celery_client(settings: Settings, name: str = "ppdd") -> Celery:
         timezone="UTC",
     )
     return app
+
+
+def fetch_queue(settings: Settings) -> str:
+    """Return the queue of the jobs that speak to other hospitals."""
+    return f"{settings.broker.queue}-fetch"
 
 
 def doorbell(settings: Settings) -> Send:
