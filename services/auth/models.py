@@ -34,7 +34,7 @@ class RecoveryCode(Row):
     __tablename__ = "recovery_codes"
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), info={"object": False})
     used_at: Mapped[datetime | None]
 
 
@@ -44,7 +44,7 @@ class LoginSession(Row):
     __tablename__ = "login_sessions"
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True, info={"object": False})
     csrf: Mapped[str] = mapped_column(
         String(64)
     )  # must come back in a header on every unsafe request
@@ -65,7 +65,7 @@ class ApiToken(Row):
     prefix: Mapped[str] = mapped_column(
         String(16)
     )  # the first characters, for people to tell tokens apart
-    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True, info={"object": False})
     scopes: Mapped[list[str]]
     expires_at: Mapped[datetime]
     last_used_at: Mapped[datetime | None]
@@ -81,7 +81,7 @@ class OneTimeLink(Row):
 
     purpose: Mapped[str] = mapped_column(String(16))  # setup, password
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
-    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True, info={"object": False})
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
 

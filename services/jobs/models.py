@@ -63,7 +63,7 @@ class Job(Row):
     )  # a credential the job needs, sealed; gone when it ends
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
     request_sha256: Mapped[str | None] = mapped_column(
-        String(64)
+        String(64), info={"object": False}
     )  # of what was asked under that key
 
     attempts: Mapped[int]
