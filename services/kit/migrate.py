@@ -28,15 +28,20 @@ class SchemaError(BadConfigError):
     """The database does not have the shape that this program knows."""
 
 
-def upgrade(settings: Settings) -> str:
-    """Bring the database to the newest revision and return that; SchemaError where it is newer than this program."""
+def upgrade(settings: Settings, revision: str = "head") -> str:
+    """Bring the database to the newest revision, or an earlier one, and return that.
+
+    SchemaError where the database is newer than this program.
+    """
     with migration_engine(settings) as engine:
-        current, head = revision_state(engine)
-        require_known(current)
-        command.upgrade(_config(engine), "head")
-    if current != head:
-        log.info("database.migrated", before=current or "empty", after=head)
-    return head
+        before, _ = revision_state(engine)
+        require_known(before)
+        command.upgrade(_config(engine), revision)
+        after, _ = revision_state(engine)
+    if before != after:
+        log.info("database.migrated", before=before or "empty", after=after)
+    assert after is not None
+    return after
 
 
 def downgrade(settings: Settings, revision: str) -> None:
