@@ -7,15 +7,15 @@ LOCK := requirements-dev.lock
 STAMP := $(VENV)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench evidence lock clean
+.PHONY: help setup demo test check fix bench evidence container-check lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv with the locked packages (about 6 GB; again only when a lock changes)
 
-demo: $(STAMP) ## distil drawn X-rays (no patient behind them) on this machine and show the result
-	$(BIN)/ppdd demo
+demo: $(STAMP) ## two hospitals' nodes on this machine: distil drawn X-rays, pull, train, test; leaves them running (ARGS=--once ends)
+	$(BIN)/ppdd demo $(ARGS)
 
 test: $(STAMP) ## run the tests, one process per core
 	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
@@ -37,6 +37,9 @@ bench: $(STAMP) ## time and peak memory of one distillation step, by engine and 
 evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; writes docs/results (goes on where it stopped)
 	@test -n "$(DATA)" || { echo "Which X-rays? For example: make evidence DATA=xrays.zip ARGS='--where hospital=a'" >&2; exit 2; }
 	$(BIN)/python benchmarks/evidence.py --data "$(DATA)" --ipc 1 --ipc 5 --seeds 3 $(ARGS)
+
+container-check: $(STAMP) ## build and run docker compose for real, through a whole job (needs an engine)
+	$(BIN)/python deploy/container_check.py $(ARGS)
 
 lock: $(STAMP) ## resolve the dependencies of pyproject.toml anew into the lock files
 	$(BIN)/uv pip compile $(COMPILE) -o requirements.lock pyproject.toml
