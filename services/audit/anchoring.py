@@ -19,7 +19,7 @@ from services.audit.chain import Verification
 from services.audit.heads import FILE, Head, Heads, add_head, collect, save_head, sign_head
 from services.audit.models import AuditEvent
 from services.audit.service import end_of, lock_end, record, verify
-from services.kit.db import READONLY, now
+from services.kit.db import now
 from services.kit.problems import ConflictError, ServiceError
 from services.kit.resources import Resources
 
@@ -68,8 +68,7 @@ def anchor_node(resources: Resources) -> Head | None:
 
 def verify_node(resources: Resources, actor: Actor) -> Verification:
     """Check a node's log, remember that `actor` did, and sign the end of a log that is whole."""
-    with resources.sessions() as session:
-        session.connection(execution_options={READONLY: True})
+    with resources.reading() as session:
         heads = known_heads(session, resources.settings.data_dir, resources.key)
         found = verify(session, heads)
     with resources.sessions.begin() as session:
@@ -96,7 +95,7 @@ def begin_export(resources: Resources, actor: Actor) -> tuple[int, Head]:
         head = anchor_node(resources)
     except AuditLogBrokenError:
         folder, key = resources.settings.data_dir, fingerprint(resources.key)
-        with resources.sessions() as session:
+        with resources.reading() as session:
             head = collect(session, folder, key, latest=1).newest
     assert head is not None  # there is at least the event above
     return max(last, head.seq), head
@@ -119,7 +118,7 @@ def is_due(session: Session, newest: Head | None, at: datetime) -> bool:
 
 def _try_to_anchor(resources: Resources, *, always: bool) -> None:
     try:
-        with resources.sessions() as session:
+        with resources.reading() as session:
             folder, key = resources.settings.data_dir, fingerprint(resources.key)
             due = is_due(session, collect(session, folder, key, latest=1).newest, now())
         if due or always:

@@ -88,7 +88,7 @@ def export(request: Request, resources: ResourcesDep) -> StreamingResponse:
     """Stream every event up to now, with what is needed to verify it offline."""
     last, head = anchoring.begin_export(resources, _actor(request))
     return StreamingResponse(
-        service.export_lines(resources.sessions, last, head),
+        service.export_lines(resources.reading, last, head),
         media_type="application/jsonl",
         headers={
             "Content-Disposition": f'attachment; filename="audit-{last}.jsonl"',

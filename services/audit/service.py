@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from services.audit.actor import Actor
 from services.audit.chain import GENESIS, Fault, Link, Verification, hash_facts, walk
 from services.audit.heads import BadHeadError, Head, Heads, parse_head, sort_out, text_of
 from services.audit.models import AuditEvent
-from services.kit.db import Sessions, now
+from services.kit.db import now
 from services.kit.problems import BadRequestError
 from services.kit.text import clean
 
@@ -26,6 +27,7 @@ _EVENTS = AuditEvent.__table__
 _EXACT = 2**53  # whole numbers from here on are not the same in every JSON
 
 Outcome = Literal["done", "refused"]
+Reading = Callable[[], AbstractContextManager[Session]]  # opens a transaction that only reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +124,14 @@ def find(
     return rows[:limit], str(rows[limit - 1].seq) if len(rows) > limit else None
 
 
-def export_lines(sessions: Sessions, last: int, head: Head) -> Iterator[str]:
+def export_lines(reading: Reading, last: int, head: Head) -> Iterator[str]:
     """Yield events 1 to `last` as JSON lines, then the signed head: what `verify_lines` checks anywhere.
 
     Each batch has a short transaction of its own: a slow reader holds none open.
     """
     seq = 0
     while seq < last:
-        with sessions() as session:
+        with reading() as session:
             events = session.execute(_batch(seq).where(_EVENTS.c.seq <= last)).all()
         if not events:
             break

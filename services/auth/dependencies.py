@@ -19,7 +19,7 @@ from services.auth import service
 from services.auth.permissions import PERMISSIONS, Rule, Scope
 from services.auth.principal import Principal
 from services.auth.throttle import RefusalMeter
-from services.kit.db import READONLY, now
+from services.kit.db import now
 from services.kit.http import SAFE, operation_id, resources_of
 from services.kit.problems import ForbiddenError, ServiceError, UnauthorizedError
 from services.kit.resources import Resources
@@ -125,8 +125,7 @@ def _look_up(request: Request, rule: Rule) -> tuple[Principal | None, str | None
     """
     resources, at = resources_of(request), now()
     try:
-        with resources.sessions() as session:
-            session.connection(execution_options={READONLY: True})
+        with resources.reading() as session:
             principal, csrf = identify(request, session)
             is_due = service.use_is_due(session, principal, at)
     except UnauthorizedError:

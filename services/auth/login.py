@@ -54,7 +54,7 @@ def log_in(
     settings, at = resources.settings.session, now()
     with resources.sessions.begin() as session:
         throttle.take(session, username, client.address, settings, at)
-    with resources.sessions() as session:
+    with resources.reading() as session:
         known = service.find_user(session, username)
         usable = known is not None and known.disabled_at is None
         stored = known.password_hash if known is not None and usable else None
@@ -88,7 +88,7 @@ def set_up(
 ) -> SignedIn:  # fmt: skip
     """Make the first admin and log them in. LinkGoneError if the link does not work, or there is an admin."""
     at = now()
-    with resources.sessions() as session:
+    with resources.reading() as session:
         link = links.open_link(session, "setup", token, at)
         _require_open(session)
     require_strong(password, (username, display_name))
@@ -106,7 +106,7 @@ def set_up(
 def choose_password(resources: Resources, *, token: str, password: str) -> None:
     """Give the user of a link the password that they chose. It ends their sessions, and any wait for a login."""
     at = now()
-    with resources.sessions() as session:
+    with resources.reading() as session:
         link = links.open_link(session, "password", token, at)
         user = _of_link(session, link.user_id)
     require_strong(password, (user.username, user.display_name))
@@ -125,7 +125,7 @@ def change_password(
     resources: Resources, caller: Principal, address: str, *, current: str, new: str
 ) -> None:
     """Change the caller's password and end their other sessions."""
-    with resources.sessions() as session:
+    with resources.reading() as session:
         user = service.get_user(session, caller.user_id)
     require_strong(new, (user.username, user.display_name))
     hashed = hash_password(new)

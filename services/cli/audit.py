@@ -71,7 +71,7 @@ def export(
     """Write every event as one line of JSON, and the signed head as the last: `audit verify --export` checks it."""
     with _node(data_dir) as resources:
         last, head = anchoring.begin_export(resources, _operator())
-        lines = service.export_lines(resources.sessions, last, head)
+        lines = service.export_lines(resources.reading, last, head)
         if out is None:
             sys.stdout.writelines(lines)
         else:

@@ -277,7 +277,7 @@ def test_signing_twice_is_the_same_head_and_restores_the_file(log: Resources) ->
 @pytest.fixture
 def exported(log: Resources) -> list[str]:
     last, head = anchoring.begin_export(log, MARIA)
-    return "".join(service.export_lines(log.sessions, last, head)).splitlines(keepends=True)
+    return "".join(service.export_lines(log.reading, last, head)).splitlines(keepends=True)
 
 
 def test_an_export_is_verified_without_the_node(log: Resources, exported: list[str]) -> None:
@@ -367,7 +367,7 @@ def test_an_export_of_another_site_is_anchored_to_nothing(exported: list[str]) -
 def test_a_broken_log_is_exported_with_the_head_that_shows_it(log: Resources) -> None:
     sql(log, "DELETE FROM audit_events WHERE seq > 3")
     last, head = anchoring.begin_export(log, MARIA)
-    lines = "".join(service.export_lines(log.sessions, last, head)).splitlines()
+    lines = "".join(service.export_lines(log.reading, last, head)).splitlines()
     assert service.verify_lines(lines, fingerprint(log.key)).fault is Fault.TRUNCATED
 
 
