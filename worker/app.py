@@ -10,6 +10,7 @@ job is queued again, and the worker leaves, at the latest `jobs.cancel_grace_sec
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import threading
@@ -64,6 +65,8 @@ def make_worker(settings: Settings, place: Place, board: Board) -> Celery:
             asked = UUID(job_id)
         except (ValueError, AttributeError, TypeError):
             log.warning("message.ignored", reason="no job id")
+            return
+        if board.stopping():  # what was just given back is for another worker
             return
         with open_resources(settings) as resources:
             board.job_id = asked
@@ -130,7 +133,8 @@ def run_worker(settings: Settings, place: Place) -> int:
 
 
 def _logging_is_set_up(**_: Any) -> None:
-    """Answer that logging is configured already."""
+    """Answer that logging is configured already; a line per message would only repeat ours."""
+    logging.getLogger("celery").setLevel(logging.WARNING)
 
 
 def _keep_noting(settings: Settings, place: Place, board: Board, over: threading.Event) -> None:

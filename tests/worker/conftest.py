@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ from services.auth.principal import Principal
 from services.datasets.models import SourceDataset
 from services.jobs import service as jobs
 from services.jobs import submit
-from services.jobs.models import Job, LogLine
+from services.jobs.models import Job, JobEvent, LogLine
 from services.kit.db import Base, new_id
 from services.kit.migrate import upgrade
 from services.kit.resources import Resources, open_resources
 from services.settings import Settings, load_settings
+from worker import supervise
 from worker.supervise import Post
 
 TOY: dict[str, str | int | float] = {
@@ -90,6 +94,15 @@ class Node:
             )
             return job.id
 
+    def check(self, image_size: int = 16) -> UUID:
+        """Return the id of a new check of the dataset: a job without torch."""
+        with self.resources.transaction() as session:
+            job, _ = submit.submit_check(
+                session, self.settings, self.owner, self.dataset, image_size=image_size,
+                idempotency_key=None,
+            )  # fmt: skip
+            return job.id
+
     def job(self, job_id: UUID) -> Job:
         """Return the job as it is now."""
         with self.resources.sessions() as session:
@@ -101,6 +114,12 @@ class Node:
             lines = select(LogLine.text).where(LogLine.job_id == job_id).order_by(LogLine.id)
             return list(session.scalars(lines))
 
+    def events(self, job_id: UUID) -> list[dict[str, Any]]:
+        """Return what followers of the job were told."""
+        with self.resources.sessions() as session:
+            events = select(JobEvent.data).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+            return list(session.scalars(events))
+
     def change(self, job_id: UUID, values: Mapping[str, Any]) -> None:
         """Change a job's row as nobody else may."""
         with self.resources.sessions.begin() as session:
@@ -111,6 +130,43 @@ class Node:
     def post(self, worker: str = "cpu@test", stopping: Callable[[], bool] = lambda: False) -> Post:
         """Return the place of one worker."""
         return Post(self.resources, worker, self.environ, stopping)
+
+
+def children() -> list[int]:
+    """Return the processes that this one has started."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(pid) for pid in task.read_text().split()]
+    return found
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Return as soon as it is true."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def supervised(post: Post, job_id: UUID) -> Iterator[int]:
+    """Supervise the job in a thread; yield its process's id as soon as it reports progress, and wait for its end."""
+    thread = threading.Thread(target=supervise.work, args=(post, job_id))
+    before = set(children())
+    thread.start()
+    try:
+        wait_until(lambda: bool(_progress(post, job_id)), "progress")
+        (child,) = set(children()) - before
+        yield child
+    finally:
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def _progress(post: Post, job_id: UUID) -> Any:
+    with post.resources.sessions() as session:
+        return jobs.get(session, job_id).progress
 
 
 @pytest.fixture
