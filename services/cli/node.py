@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdd_core.cli.console import FAILED, complain, remark
+from ppdd_core.cli.console import FAILED, JsonOption, complain, emit, remark
 from ppdd_core.errors import BadConfigError
 from services.cli.program import Commands
 
@@ -166,6 +166,31 @@ def init(
     )
     remark(f"wrote {folder / '.env'} and {folder / 'secrets'}; keep a copy of both in a safe place")
     remark("next: docker compose up -d; then: docker compose exec api ppdd node setup-link")
+
+
+@app.command()
+def collect(
+    data_dir: DataDirOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove objects from the store that nothing has referred to for a day. The node may run meanwhile."""
+    from services.kit.resources import open_resources
+    from services.system.collect import collect as run
+
+    with open_resources(_settings(data_dir)) as resources:
+        found = run(resources, dry_run=dry_run)
+    value = {
+        "seen": found.seen,
+        "objects": found.objects,
+        "bytes": found.bytes,
+        "removed": not dry_run,
+    }
+    verb = "could be removed" if dry_run else "removed"
+    said = f"{found.objects:,} of {found.seen:,} objects {verb}, {found.bytes / 1e6:,.1f} MB"
+    emit(value, as_json=as_json, render=said)
 
 
 @app.command()

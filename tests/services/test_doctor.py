@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ppdd_core.errors import BadConfigError
+from ppdd_core.package.signature import load_or_create_key
 from services import doctor
 from services.cli.secret_files import self_signed
 from services.kit.migrate import upgrade
@@ -28,7 +29,7 @@ def by_part(findings: Iterator[doctor.Finding]) -> dict[str, doctor.Finding]:
 def node(settings: Settings) -> Iterator[Resources]:
     upgrade(settings)
     with open_resources(settings) as made:
-        doctor.load_or_create_key(settings.signing_key)
+        load_or_create_key(settings.signing_key)
         yield made
 
 
