@@ -57,15 +57,25 @@ def configure(settings: LogSettings) -> None:
     for name in ("uvicorn", "uvicorn.error", "celery"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # `database.migrated` says it once
     # Requests are counted by the metrics and, where they matter, audited; a line each would hold addresses.
     logging.getLogger("uvicorn.access").disabled = True
 
 
 def scrub(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Blank fields that are secrets by name, and secrets inside any text."""
+    """Blank fields that are secrets by name, and secrets inside any text, however deep."""
     for name, value in event.items():
-        if _SECRET_NAMES.search(name):
-            event[name] = "[hidden]"
-        elif isinstance(value, str):
-            event[name] = _SECRET_TEXT.sub("[hidden]", value)
+        event[name] = _scrubbed(name, value)
     return event
+
+
+def _scrubbed(name: str, value: Any) -> Any:
+    if _SECRET_NAMES.search(name):
+        return "[hidden]"
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub("[hidden]", value)
+    if isinstance(value, Mapping):
+        return {key: _scrubbed(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed("", inner) for inner in value]
+    return value

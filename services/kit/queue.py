@@ -21,7 +21,9 @@ from services.kit.db import Sessions
 from services.settings import Settings
 
 WORK = "ppdd.work"  # the task that runs a job
-FETCH = "ppdd.fetch"  # the same for a job that speaks to other hospitals, which not every worker may
+FETCH = (
+    "ppdd.fetch"  # the same for a job that speaks to other hospitals, which not every worker may
+)
 TEACH = "ppdd.teach"  # the task that does parts of a job which another worker runs
 
 Send = Callable[[str, UUID], None]
@@ -71,6 +73,8 @@ def fetch_queue(settings: Settings) -> str:
 def doorbell(settings: Settings) -> Send:
     """Return the function that rings; a broker that does not answer is logged, not raised."""
     app = celery_client(settings)
+    # A request waits for its ring, so one more try is all: whoever is not rung for now is rung for by the reconciler.
+    app.conf.broker_transport_options |= {"max_retries": 1, "interval_start": 0, "interval_max": 0}
 
     def ring(task: str, job_id: UUID) -> None:
         try:

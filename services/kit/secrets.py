@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,17 +73,25 @@ def load_vault(settings: Settings) -> Vault:
 
 
 def _own_key(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        text = path.read_text(encoding="utf-8").strip()
-        if fault := secret_fault(text, shortest=SHORTEST_KEY):
-            raise BadConfigError(f"the secret key in {path} {fault}") from None
-        return text
-    text = secrets.token_urlsafe(48)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+    if not path.exists():
+        _make_key(path)
+    text = path.read_text(encoding="utf-8").strip()
+    if fault := secret_fault(text, shortest=SHORTEST_KEY):
+        raise BadConfigError(f"the secret key in {path} {fault}")
     return text
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, whole, unless another process is quicker: then that one's is the key."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+            file.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink()
