@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from ppdd_core.config import PrivacyConfig
-from ppdd_core.errors import SignatureError, UnsafeArchiveError
+from ppdd_core.errors import PackageError, SignatureError, UnsafeArchiveError
 from ppdd_core.package import canonical
 from ppdd_core.package import manifest as manifests
 from ppdd_core.package.archive import title, write_archive
@@ -24,6 +24,7 @@ from services.kit.holds import hold
 from services.kit.resources import Resources
 from services.kit.storage import CHUNK
 
+LONGEST_NAME = 100  # characters after the site, as many as the catalogue keeps
 _IN_MEMORY = Lock()  # a package is verified in memory: one at a time in each process
 POLICY = PrivacyConfig()  # this site's thresholds, whatever ones a report was made with
 
@@ -69,16 +70,21 @@ def store_package(
     key: str | None = None,
     today: date | None = None,
     name: str | None = None,
+    expected: str | None = None,
 ) -> StoredPackage:
     """Return the package in `path`, a folder or a ZIP, after everything in it was verified and stored.
 
     PackageError names what is wrong with it; SignatureError where it was not signed by `key` (a fingerprint), or
-    where it names this site without being signed by this site's key. `today` refuses a permission that has ended;
-    messages call the package `name`.
+    where it names this site without being signed by this site's key. `today` refuses a permission that has ended,
+    `expected` any other `site/name@version`; messages call the package `name`.
+
     Nothing refers to the objects until `add_version` does; they are held for it.
     """
     with _IN_MEMORY:
         package = _verified(path, key, today, name or path.name)
+        inside = f"{package.manifest.name}@{package.manifest.version}"
+        if expected is not None and inside != expected:
+            raise PackageError(f"{name or path.name} is {inside}, wanted was {expected}")
         resources.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=resources.settings.spool_dir) as folder:
             archive = Path(folder) / "package.zip"
@@ -116,6 +122,8 @@ def _described(
             "did not sign it"
         )
     site, _, name = stated.name.partition("/")
+    if len(name) > LONGEST_NAME:
+        raise PackageError(f"the name of {stated.name} has more than {LONGEST_NAME} characters")
     data = package.files[manifests.MANIFEST]
     report = canonical.parse(package.files[manifests.PRIVACY], name=manifests.PRIVACY)
     return StoredPackage(
