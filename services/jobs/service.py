@@ -340,7 +340,7 @@ def resume(session: Session, principal: Principal, job_id: UUID) -> Job:
         raise NotResumableError(f"job {job_id} would fail again: {job.error['detail']}")
     if job.kind == Kind.PULL.value and job.sealed is None:
         raise UnprocessableError(
-            "a pull's token is not kept after the job; start a new pull, it goes on with what was fetched"
+            "a pull's token is not kept after the job; ask for a new pull, with the token"
         )
     if job.kind == Kind.PREDICT.value:
         raise NotResumableError("an image is not kept after its job; send it again")
