@@ -6,8 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.sse import EventSourceResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from services.auth.dependencies import PrincipalDep, guard
@@ -244,7 +243,7 @@ def resume(
 @router.get(
     "/{job_id}/events",
     summary="Follow a job",
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
     responses={
         200: {
             "description": "A stream of events `state` and `progress` with `end` after the last; or a page of them.",
@@ -293,8 +292,10 @@ def events(
     stream = follow.follow(
         resources, job_id, after, permitted=lambda: guard(request), seconds=seconds
     )
-    return EventSourceResponse(
-        stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(
+        stream,
+        media_type=STREAM,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # nginx hands it on
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictFloat,
     StrictInt,
@@ -129,7 +130,7 @@ def _not_elsewhere(value: Any) -> Any:
     return value
 
 
-JobIn = Annotated[DistillIn | CheckIn, Field(discriminator="kind"), BeforeValidator(_not_elsewhere)]
+JobIn = Annotated[DistillIn | CheckIn, Discriminator("kind"), BeforeValidator(_not_elsewhere)]
 
 
 class ProgressOut(BaseModel):
