@@ -42,7 +42,9 @@ PORT = 18443
 RECIPE = {
     "image_size": 32, "net.width": 16, "net.depth": 3,
     "teacher.teachers": 2, "teacher.epochs": 5, "teacher.epoch_images": 600,
-    "distill.iterations": 60, "distill.max_start_epoch": 3, "detector.epochs": 20, "evaluation.full_epochs": 2, "evaluation.full_epoch_images": 300, "privacy.members": 60,
+    "distill.iterations": 60, "distill.max_start_epoch": 3,
+    "detector.epochs": 20, "privacy.members": 60,
+    "evaluation.full_epochs": 2, "evaluation.full_epoch_images": 300,
 }  # fmt: skip
 SLOW = 900  # seconds until a job counts as stuck
 
