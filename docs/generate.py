@@ -1,4 +1,4 @@
-"""Write what can be read off the code: `recipe.md`, `commands.md` and the file tree in `README.md`.
+"""Write what can be read off the code: `recipe.md`, `settings.md`, `commands.md` and the file tree in `README.md`.
 
 `make fix` runs this; tests/architecture compares, so the pages cannot fall behind. Prose lives in the pages
 that people write.
@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from pydantic import BaseModel, SecretStr
+from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup
 
 from ppdd_core import config
 from ppdd_core.cli.main import app
 from ppdd_core.errors import BadConfigError
+from services.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE_START, TREE_END = (
@@ -176,6 +180,82 @@ def _comments(kind: type) -> dict[str, str]:
     return found
 
 
+# ----------------------------------------------------------------------------------------- settings
+
+
+def settings_page() -> str:
+    """Return `docs/settings.md`: every setting of a node, its default, what it may be and what it means."""
+    parts = [
+        "# Every setting of a node\n",
+        "Written by `docs/generate.py` from `services/settings.py`; do not edit. A setting is an environment variable;",
+        "with `_FILE` behind its name it is the path of a file that holds the value, which is how secrets should be",
+        "given. A `PPDD_` name that is not here is refused at start, and so are placeholders and weak secrets. With",
+        "nothing set the node is embedded: everything lies in `PPDD_DATA_DIR`. What decides a distillation is not here",
+        "but in [the recipe](recipe.md).\n",
+    ]
+    plain = [row for row in setting_rows() if "__" not in row[0]]
+    parts += ["| variable | default | may be | meaning |", "|---|---|---|---|"]
+    parts += [_setting(*row) for row in plain]
+    for name, field in Settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            parts += ["", f"## `{PREFIX}{name.upper()}__…`", "", (kind.__doc__ or "").strip(), ""]
+            parts += ["| variable | default | may be | meaning |", "|---|---|---|---|"]
+            inside = f"{PREFIX}{name.upper()}__"
+            parts += [_setting(*row) for row in setting_rows() if row[0].startswith(inside)]
+    return "\n".join(parts) + "\n"
+
+
+def setting_rows() -> Iterator[tuple[str, Any, str, str]]:
+    """Yield (variable, default, what it may be, meaning) of every setting."""
+
+    def rows(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, Any, str, str]]:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from rows(f"{prefix}{name.upper()}__", kind)
+            else:
+                default = SETTING_DEFAULTS.get(name, field.default)
+                meaning = field.description or ""
+                yield (
+                    f"{prefix}{name.upper()}",
+                    default,
+                    _setting_kind(kind, field.metadata),
+                    meaning,
+                )
+
+    return rows(PREFIX, Settings)
+
+
+# Where the default depends on the machine.
+SETTING_DEFAULTS = {"data_dir": "$PPDD_HOME/node, or ~/.local/share/ppdd/node"}
+
+
+def _setting_kind(kind: Any, bounds: list[Any]) -> str:
+    """Return what a setting may be, in words."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if SecretStr in (kind, *choices):
+        return "a secret"
+    if kind is bool:
+        return "`true`, `false`"
+    limits = {type(one).__name__: one for one in bounds}
+    low, high, above = (limits.get(name) for name in ("Ge", "Le", "Gt"))
+    words = [
+        f"from {low.ge:,}" if low else "",
+        f"above {above.gt:,}" if above else "",
+        f"to {high.le:,}" if high else "",
+    ]
+    return " ".join(word for word in words if word)
+
+
+def _setting(variable: str, default: Any, allowed: str, meaning: str) -> str:
+    unset = default is None or default is PydanticUndefined or default in ("", ())
+    shown = "" if unset else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    return f"| `{variable}` | {shown} | {allowed} | {meaning} |".replace("  ", " ")
+
+
 # ----------------------------------------------------------------------------------------- commands
 
 
@@ -208,15 +288,21 @@ def commands_page() -> str:
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (words, command) for every command that does something, in the program's order."""
 
-    def walk(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-        children: dict[str, Any] = getattr(command, "commands", {})
-        if not children and path:
+    def walk(
+        path: tuple[str, ...], command: Any, above: Any
+    ) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if not isinstance(command, TyperGroup):
             yield path, command
-        for name, child in children.items():
-            if not child.hidden:
-                yield from walk((*path, name), child)
+            return
+        context = command.make_context(
+            path[-1] if path else "ppdd", [], parent=above, resilient_parsing=True
+        )
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None and not child.hidden:
+                yield from walk((*path, name), child, context)
 
-    return walk((), typer.main.get_command(app))
+    return walk((), typer.main.get_command(app), None)
 
 
 def _option(param: Any) -> str:
@@ -257,15 +343,35 @@ PHRASES = {
     "ppdd_core/distill": "trajectories to a distilled set: Algorithm 1",
     "ppdd_core/privacy": "real images against a distilled set: the privacy report",
     "ppdd_core/detector": "packages to a detector, and how good it is",
+    "docker-compose.yml": "one hospital: proxy, api, workers, database, broker, object store",
+    "deploy": "images and proxy for docker compose",
+    "services": "the node: API, rules, tables and commands; torch-free",
+    "services/auth": "people, tokens, logins; who may do what",
+    "services/audit": "who did what, and what was refused: append-only and hash-chained",
+    "services/catalogue": "packages, their versions and files; the release gate",
+    "services/cli": "commands that run a node or speak to one",
+    "services/datasets": "source datasets that stay in the hospital",
+    "services/detectors": "detectors trained here, and how well they do",
+    "services/jobs": "queued, running, succeeded, failed, cancelled: the table is the truth",
+    "services/kit": "plumbing that knows no feature",
+    "services/peers": "other hospitals' nodes",
+    "services/system": "the node about itself",
+    "worker": "what computes: a Celery slot and a fresh process per job",
+    "worker/tasks": "one module per kind of job",
+    "migrations": "how the database became what it is",
     "docs/recipe.md": "every field of a recipe",
+    "docs/settings.md": "every setting of a node",
     "docs/commands.md": "every command",
     "docs/privacy.md": "what is measured, and what that does not show",
     "docs/guides": "how to do one thing",
     "docs/decisions": "why it is so: one page per decision",
     "docs/results": "what was measured, with the commands that did it",
     "tests/core": "mirrors ppdd_core",
+    "tests/services": "mirrors services",
+    "tests/worker": "mirrors worker",
     "tests/architecture": "the rules of the house, as tests",
 }
+PROGRAM = ("ppdd_core", "services", "worker", "migrations")
 WIDTH = 30
 
 
@@ -273,9 +379,10 @@ def file_tree() -> str:
     """Return the tree in README: one line per file of the program, one phrase each."""
     lines: list[str] = []
     for name in sorted(PHRASES, key=_order):
-        if "/" not in name and name != "ppdd_core" and _is_there(ROOT / name):
+        if "/" not in name and name not in PROGRAM and _is_there(ROOT / name):
             lines.append(_line(0, name + ("/" if (ROOT / name).is_dir() else ""), PHRASES[name]))
-    lines += ["", *_package(ROOT / "ppdd_core", 0)]
+    for name in PROGRAM:
+        lines += ["", *_package(ROOT / name, 0)]
     for folder in ("docs", "tests", ".ci"):
         lines += ["", f"{folder}/"]
         inside = [n for n in PHRASES if n.startswith(f"{folder}/") and _is_there(ROOT / n)]
@@ -325,6 +432,7 @@ def _line(depth: int, name: str, phrase: str) -> str:
 
 PAGES = {
     "docs/recipe.md": recipe_page,
+    "docs/settings.md": settings_page,
     "docs/commands.md": commands_page,
     "README.md": readme,
 }

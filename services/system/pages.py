@@ -15,6 +15,7 @@ ADVICE = {
     404: "Check the address. What you may not see does not exist for you either.",
     405: "Use a method that the API's description lists for this address.",
     409: "Read the thing's state anew, then decide; the detail says what stands against it.",
+    410: "It cannot be brought back: ask for a new one.",
     413: "Send less, or ask the administrator to raise the limit that the detail names.",
     416: "Ask for one range of bytes that lies within the file.",
     422: "Correct what the detail names; sent again unchanged it is refused again.",

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from services.settings import setting_names
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONTINUATION = re.compile(r"\\\n\s*")
@@ -34,9 +36,9 @@ def command_lines(page: str) -> list[list[str]]:
     lines = []
     for block in re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         for line in CONTINUATION.sub(" ", block).splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words and Path(words[0]).name == "ppdd":
-                lines.append(words[1:])
+            plain = line.removeprefix("$ ")
+            if Path(next(iter(plain.split()), "")).name == "ppdd":
+                lines.append(shlex.split(plain, comments=True)[1:])
     return lines
 
 
@@ -70,6 +72,12 @@ def test_every_choice_of_a_recipe_is_explained() -> None:
         )
         assert listed == ", ".join(f"`{choice}`" for choice in choices)
     assert all(generate.similarity_meanings().values())
+
+
+def test_every_setting_is_explained() -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert [name for name in setting_names() if f"| `{name}` |" not in page] == []
+    assert [name for name, _, _, meaning in generate.setting_rows() if not meaning] == []
 
 
 def test_every_option_and_command_has_a_meaning() -> None:

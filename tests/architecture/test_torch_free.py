@@ -1,4 +1,4 @@
-"""A machine that only reads packages has no torch: what it imports must not need it, not even indirectly."""
+"""What reads packages or serves a node has no torch: what it imports must not need it, not even indirectly."""
 
 from __future__ import annotations
 
@@ -82,6 +82,25 @@ def test_promised_modules_import_without_torch() -> None:
 
 def test_modules_that_call_themselves_torch_free_are() -> None:
     assert heavy_imports(*modules_that_say_so()) == ""
+
+
+def test_the_api_imports_without_torch() -> None:
+    assert heavy_imports("services.app") == ""
+
+
+def test_every_module_of_the_node_imports_without_torch() -> None:
+    modules = [
+        ".".join(
+            part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__"
+        )
+        for path in sorted((ROOT / "services").rglob("*.py"))
+    ]
+    assert len(modules) > 50
+    assert heavy_imports(*modules) == ""
+
+
+def test_the_worker_that_supervises_imports_without_torch() -> None:
+    assert heavy_imports("worker.app", "worker.__main__") == ""
 
 
 def test_the_probe_notices_torch() -> None:
