@@ -22,7 +22,7 @@ from services.cli.session import log_in, set_up, split_link
 USERNAME = "demo"
 STOPS_WITHIN = 60  # seconds for a worker to give its job back
 _ADDRESS = re.compile(r" at (https?://\S+)$")
-_LINK = re.compile(r"(https?://\S+#\S+)")
+_LINK = re.compile(r"(https?://\S+#[\w-]+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,7 +268,7 @@ def _welcome(resources: Resources, url: str) -> None:
     link = _open_setup_link(resources)
     if link is not None:
         typer.echo("nobody can log in yet; in another terminal, make the first administrator:")
-        typer.echo(f"  ppdd login --setup '{link}'")
+        typer.echo(f"  ppdd login '{link}'")
     typer.echo("Ctrl-C stops the node")
 
 
