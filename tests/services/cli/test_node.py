@@ -121,7 +121,7 @@ def test_a_node_comes_up_serves_is_alone_and_stops_cleanly(tmp_path: Path) -> No
     folder = tmp_path / "node"
     with running("node", "up", "--data-dir", str(folder), "--port", "0", "--site", "a") as node:
         url = node.wait_for(r"at (http://127\.0\.0\.1:\d+)$")[1]
-        link = node.wait_for(r"ppdd login --setup '(.*)'")[1]
+        link = node.wait_for(r"ppdd login '(.*)'")[1]
         assert link.startswith(f"{url}/setup#ppdd_")
         assert get(url, "/api/v1/system/live") == (200, {"status": "alive"})
         assert get(url, "/.well-known/ppdd.json")[1]["site_id"] == "a"
