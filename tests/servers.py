@@ -403,8 +403,12 @@ def _readable_to(programs: Path, user: tuple[int, int], folder: Path) -> Path:
         place.stat().st_mode & 0o005 == 0o005 for place in (programs, *programs.parents)
     ):
         return programs
-    shutil.copytree(programs.parent, folder / "installed", symlinks=True)
-    return folder / "installed" / programs.name
+    package = programs.parent.parent  # the libraries of a wheel lie beside its package
+    for place in (package.with_name(f"{package.name}.libs"), programs.parent):
+        if place.is_dir():
+            copied = folder / "installed" / place.relative_to(package.parent)
+            shutil.copytree(place, copied, symlinks=True)
+    return folder / "installed" / programs.relative_to(package.parent)
 
 
 def _postgres_answers(port: int) -> bool:
