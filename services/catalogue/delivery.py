@@ -5,11 +5,13 @@ A request for several ranges is refused, so that nobody can make the node answer
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+import anyio
 import structlog
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -168,11 +170,24 @@ class _Delivery(StreamingResponse):
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the pieces, each read in a thread; an answer that nobody waits for any more gives its file back."""
+    """Yield the pieces; while one is sent, a thread reads and checks the next.
+
+    However it ends, the thread has ended too, and the file was given back.
+    """
+
+    def read() -> asyncio.Task[bytes | None]:
+        return asyncio.ensure_future(run_in_threadpool(next, pieces, None))
+
+    coming = read()
     try:
-        while (piece := await run_in_threadpool(next, pieces, None)) is not None:
+        while (piece := await coming) is not None:
+            coming = read()
             yield piece
     finally:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([coming])
+        if not coming.cancelled():
+            coming.exception()  # it was raised where it was waited for, or nobody waits any more
         close = getattr(pieces, "close", None)
         if close is not None:
             close()
