@@ -187,9 +187,7 @@ def check(folder: Path, compose: Compose) -> None:
                 "package": package,
             }
             job_id = node.post("/jobs", body)["id"]
-            while (
-                (node.get(f"/jobs/{job_id}")["progress"] or {}).get("stage") != "distillation"
-            ):
+            while (node.get(f"/jobs/{job_id}")["progress"] or {}).get("stage") != "distillation":
                 time.sleep(0.5)
             compose("kill", "-s", "KILL", "worker-cpu")
             compose("up", "-d", "--no-build", "worker-cpu")
@@ -203,7 +201,7 @@ def check(folder: Path, compose: Compose) -> None:
             node.post(f"{place}/release", {"override_reason": reason})
             node.download(f"{place}/archive", folder / "chest.zip")
             found = verify_package(
-                folder / "chest.zip", trusted_key=node.get("/system/info")["key"]
+                folder / "chest.zip", trusted_key=node.get("/system/info")["site"]["key"]
             )
             assert found.ok and found.trusted, found.faults
     with step("ppdd doctor"):

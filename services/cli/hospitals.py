@@ -59,7 +59,7 @@ def run_hospital(
                 node, token=token, username=USERNAME, display_name="Demo", password=account, days=1
             )
         node = stack.enter_context(open_node(login))
-        yield Hospital(site, title, node, str(node.get("/system/info")["key"]), account)
+        yield Hospital(site, title, node, str(node.get("/system/info")["site"]["key"]), account)
 
 
 @contextmanager
