@@ -1,4 +1,4 @@
-"""What tasks about detectors share: a detector out of the store, and local images whose faults name nobody."""
+"""What tasks about detectors share: a detector out of the store, and a part of the local images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from ppdd_core.data.dataset import LabelledImages, split_by_patient
 from ppdd_core.detector.model import Detector
 from ppdd_core.detector.store import load_detector
 from ppdd_core.detector.use import DESCRIPTION, WEIGHTS
-from ppdd_core.errors import SourceError
 from ppdd_core.seeding import split_seed
 from services.datasets import service as datasets
-from services.datasets.findings import blank_names
 from services.detectors import models, service
 from worker.context import JobContext
 from worker.source import read_images
@@ -39,25 +37,22 @@ def local_images(
     """Return a part of the job's dataset, and how many files were left out because they cannot be read.
 
     Patients are split as `ppdd detector` and a distillation of that seed split them: what was held out there is held
-    out here. A dataset that cannot be used raises SourceError, without names of files or patients.
+    out here. A dataset that cannot be used raises SourceError.
     """
     assert job.job.dataset_id is not None
     with job.resources.reading() as session:
         dataset = datasets.get_present(session, job.job.dataset_id)
-    try:
-        data, findings = read_images(
-            job.resources,
-            dataset,
-            image_size=image_size,
-            narrowed=rows,
-            on_progress=lambda done, total: job.progress("images", done, total),
-        )
-        findings.refuse_errors()
-        if part != "all":
-            parts = split_by_patient(data, seed=split_seed(seed))
-            data = parts.train if part == "train" else parts.test
-    except SourceError as fault:
-        raise SourceError(blank_names(str(fault))) from None
+    data, findings = read_images(
+        job.resources,
+        dataset,
+        image_size=image_size,
+        narrowed=rows,
+        on_progress=lambda done, total: job.progress("images", done, total),
+    )
+    findings.refuse_errors()
+    if part != "all":
+        parts = split_by_patient(data, seed=split_seed(seed))
+        data = parts.train if part == "train" else parts.test
     if findings.unreadable:
         job.log(f"{len(findings.unreadable):,} files cannot be read and were left out")
     return data, len(findings.unreadable)

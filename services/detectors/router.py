@@ -33,7 +33,7 @@ from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
 from services.kit.problems import BadRequestError, ConflictError, NotFoundError, UnprocessableError
 from services.kit.resources import Resources
 from services.kit.spool import BrokenOffError, DiskFullError
-from services.kit.storage import StoreError, StoreFullError
+from services.kit.storage import ObjectDamagedError, StoreError, StoreFullError
 
 router = APIRouter(prefix="/detectors", tags=["detectors"])
 
@@ -272,6 +272,7 @@ async def predict(
             service.NotReadyError,
             delivery.ConditionFailedError,
             delivery.RangeRefusedError,
+            ObjectDamagedError,
             StoreError,
         ),
     },

@@ -10,7 +10,6 @@ from ppdd_core.data.images import Decoded
 from ppdd_core.data.names import shown
 from ppdd_core.detector.use import USE
 from ppdd_core.errors import BadImageError
-from services.datasets.findings import blank_names
 from services.detectors.sealing import unseal
 from worker.context import JobContext, Outcome
 from worker.detector import answer, fetch_detector
@@ -54,4 +53,4 @@ def _decode(job: JobContext, image_size: int) -> Decoded:
 
 def _said(reason: str, name: str) -> str:
     """Return why the image cannot be read, without the decoder's own words: they may quote what a file holds."""
-    return f"the image {blank_names(reason.removeprefix(shown(name)).partition(': ')[0]).strip()}"
+    return f"the image {reason.removeprefix(shown(name)).partition(': ')[0].strip()}"

@@ -107,14 +107,19 @@ def test_local_images_join_and_are_named_as_such(
 def test_images_that_cannot_be_used_are_told_without_their_names(
     resources: Resources, researcher: Principal
 ) -> None:
-    dataset = add_dataset(resources, researcher, each=10)
-    for path in sorted(Path(str(dataset.path)).rglob("*.png")):
-        path.write_bytes(b"broken")
+    folder = Path(str(add_dataset(resources, researcher).path))
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    rows = [
+        f"{name},{name.parent},Mustermann,{('train', 'test')[number % 2]}"
+        for number, name in enumerate(names)
+    ]
+    (folder / "manifest.csv").write_text("\n".join(["path,label,patient_id,split", *rows]))
 
     view = do(resources, researcher, local_dataset="chests")
 
-    assert "patient-" not in failure(view)
-    assert "chests" not in failure(view)
+    assert "split" in failure(view)
+    assert "Mustermann" not in str(view.job.error)
+    assert "patient-" not in str(view.job.error)
 
 
 def test_classes_of_local_images_that_look_alike_are_explained(
