@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from services.catalogue.models import PackageVersion
 from services.jobs import parts, workers
+from services.jobs.models import Part
 from services.kit.storage import read_all
 from tests.worker.conftest import Node, supervised, wait_until
 from worker import supervise
@@ -37,7 +38,7 @@ def twin(make_node: Callable[..., Node], tmp_path: Path) -> Callable[[str], Node
 
 
 def submit(node: Node) -> UUID:
-    job_id = node.distill(**{"teacher.teachers": TEACHERS})
+    job_id = node.distill(teachers=TEACHERS)
     node.change(job_id, {"created_at": SINCE})
     return job_id
 
@@ -109,6 +110,6 @@ def _stage(node: Node, job_id: UUID) -> str:
     return str((node.job(job_id).progress or {}).get("stage"))
 
 
-def _parts(node: Node, job_id: UUID) -> list[parts.Part]:
+def _parts(node: Node, job_id: UUID) -> list[Part]:
     with node.resources.sessions() as session:
         return list(parts.parts_of(session, job_id))
