@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
 from services.kit.db import Sessions
+from services.kit.folder_broker import SCHEME
 from services.settings import Settings
 
 WORK = "ppdd.work"  # the task that runs a job
@@ -89,7 +90,7 @@ def broker_url(settings: Settings) -> str:
     """Return the broker's URL with its password in place."""
     url, password = settings.broker.url, settings.broker.password
     if not url:
-        return "filesystem://"
+        return f"{SCHEME}://"
     if password is None:
         return url
     scheme, _, rest = url.partition("://")
