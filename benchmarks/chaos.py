@@ -1,6 +1,6 @@
 """Chaos: short distillations over REST while processes of the node are killed without warning, again and again.
 
-    python benchmarks/chaos.py [--jobs 50] [--faults 75] [--every 8] [--workers 2] [--seed 0] [--out docs/results/chaos]
+    python benchmarks/chaos.py [--jobs 50] [--per-job 1.5] [--every 8] [--workers 2] [--seed 0] [--out docs/results/chaos]
 
 A node of real parts on this machine: API, workers, PostgreSQL, Redis, an S3 server. At random moments one of these
 gets SIGKILL and is started again at once: a job's process, a worker, the API, Redis, PostgreSQL. In the end every job
@@ -202,7 +202,9 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, default=50)
-    parser.add_argument("--faults", type=int, default=75, help="at most; the rest runs undisturbed")
+    parser.add_argument(
+        "--per-job", type=float, default=1.5, help="most faults for every job that ends"
+    )
     parser.add_argument("--every", type=float, default=8.0, help="mean seconds between two faults")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -312,15 +314,17 @@ def disturbed(node: Node, options: argparse.Namespace) -> list[UUID]:
     ids: list[UUID] = []
     client = threading.Thread(target=_submit_all, args=(node, options, until, ids), daemon=True)
     client.start()
-    next_fault, next_look = _moment(chance, options.every), time.monotonic()
+    next_fault, next_look, ended = _moment(chance, options.every), time.monotonic(), 0
     while time.monotonic() < until:
-        if time.monotonic() > next_fault and node.faults.total() < options.faults:
+        due = node.faults.total() < options.per_job * (ended + options.workers)
+        if due and time.monotonic() > next_fault:
             node.hit(chance.choice(FAULTS), chance)
             next_fault = _moment(chance, options.every)
         if time.monotonic() > next_look:
             states = _states(node)
             console.print(f"{dict(states)}  {dict(node.faults)}")
-            if sum(states[state] for state in ENDED) == options.jobs:
+            ended = max(ended, sum(states[state] for state in ENDED))
+            if ended == options.jobs:
                 break
             next_look = time.monotonic() + 5
         time.sleep(0.1)
