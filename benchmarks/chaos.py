@@ -1,6 +1,6 @@
 """Chaos: short distillations over REST while processes of the node are killed without warning, again and again.
 
-    python benchmarks/chaos.py [--jobs 50] [--per-job 1.5] [--every 8] [--workers 2] [--seed 0] [--out docs/results/chaos]
+    python benchmarks/chaos.py [--jobs 50] [--per-job 1.5] [--every 8] [--workers 2] [--seed 0] [--out FILE]
 
 A node of real parts on this machine: API, workers, PostgreSQL, Redis, an S3 server. At random moments one of these
 gets SIGKILL and is started again at once: a job's process, a worker, the API, Redis, PostgreSQL. In the end every job
