@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 
 from ppdd_core.cli.console import REFUSED, JsonOption, emit, remark
-from ppdd_core.errors import BadConfigError
+from ppdd_core.errors import BadConfigError, PpddError
 from ppdd_core.package.signature import parse_fingerprint
 from services.audit import anchoring, service
 from services.audit.actor import Actor
@@ -37,7 +38,10 @@ DataDirOption = Annotated[
 def verify(
     data_dir: DataDirOption = None,
     export: Annotated[
-        Path | None, typer.Option(help="Check this export instead of the node's own log.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Check this export instead of the node's own log."
+        ),
     ] = None,
     key: Annotated[
         str, typer.Option(help="With --export: fingerprint of the site that made it.")
@@ -84,17 +88,22 @@ def export(
 def _node(data_dir: Path | None) -> Iterator[Resources]:
     """Yield the resources of the node on this machine; BadConfigError where there is none."""
     settings = load_settings(None, **({} if data_dir is None else {"data_dir": data_dir}))
+    database = settings.database_url
+    file = Path(database.removeprefix("sqlite:///")) if database.startswith("sqlite") else None
     with open_resources(settings) as resources:
-        database = settings.database_url
-        path = Path(database.removeprefix("sqlite:///")) if database.startswith("sqlite") else None
-        if (path is not None and not path.exists()) or not inspect(resources.engine).has_table(
-            AuditEvent.__tablename__
-        ):
+        if (file is not None and not file.exists()) or not _has_log(resources):
             raise BadConfigError(
-                f"there is no node in {path.parent if path else database}; give its folder with --data-dir, or its "
+                f"there is no node in {file.parent if file else database}; give its folder with --data-dir, or its "
                 "database in PPDD_DATABASE__URL"
             )
         yield resources
+
+
+def _has_log(resources: Resources) -> bool:
+    try:
+        return inspect(resources.engine).has_table(AuditEvent.__tablename__)
+    except DBAPIError as err:
+        raise PpddError(f"the database does not answer: {type(err.orig).__name__}") from err
 
 
 def _operator() -> Actor:

@@ -374,7 +374,7 @@ def test_a_broken_log_is_exported_with_the_head_that_shows_it(log: Resources) ->
 # ------------------------------------------------------------------------------------------ writing
 
 
-HOSTILE = {
+HOSTILE: dict[Any, Any] = {
     "nul": "a\x00b", "half": "\ud800", "float": 1.0, "large": 1e22, "nan": float("nan"), "big": 2**70, "yes": True,
     "fraction": 0.1, "deep": [{"x": (1, 2)}], "none": None, 3: "key",
 }  # fmt: skip
