@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import IO
@@ -15,6 +16,7 @@ from services.kit.db import Sessions
 from services.kit.logging import scrub
 
 FLUSH_SECONDS = 1.0
+RETRY_SECONDS = 0.2  # at the end, while the database does not answer
 MOST_WAITING = 2_000  # lines kept while the database does not answer
 
 AddLines = Callable[[Session, list[str]], None]
@@ -28,7 +30,7 @@ class JobLog:
         self._lines: deque[str] = deque()
         self._left_out = 0
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._ended, self._until = threading.Event(), 0.0
         self._reader = threading.Thread(target=self._read, name="job-output", daemon=True)
         self._writer = threading.Thread(target=self._write, name="job-log", daemon=True)
         self._reader.start()
@@ -37,6 +39,7 @@ class JobLog:
     def close(self, seconds: float) -> None:
         """Write what is left, for at most so long."""
         self._reader.join(seconds / 2)
+        self._until = time.monotonic() + seconds / 2
         self._ended.set()
         self._writer.join(seconds / 2)
 
@@ -53,20 +56,23 @@ class JobLog:
     def _write(self) -> None:
         while not self._ended.wait(FLUSH_SECONDS):
             self._flush()
-        self._flush()
+        while not self._flush() and time.monotonic() < self._until:
+            time.sleep(RETRY_SECONDS)
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Return whether nothing is left."""
         with self._lock:
             lines, left_out = list(self._lines), self._left_out
         if not lines:
-            return
+            return True
         more = [f"({left_out} lines were left out here)"] if left_out else []
         try:
             with self._sessions.begin() as session:
                 self._add(session, lines + more)
         except DBAPIError:
-            return  # they wait for the next time
+            return False  # they wait for the next time
         with self._lock:
             for _ in lines:
                 self._lines.popleft()
             self._left_out -= left_out
+        return True
