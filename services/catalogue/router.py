@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
+from ppdd_core.package.manifest import media_types
 from ppdd_core.package.signature import parse_fingerprint
 from services.auth.dependencies import PrincipalDep
 from services.auth.permissions import Role
@@ -56,11 +57,12 @@ Version = Annotated[str, Path(max_length=64, examples=["1.0.0"])]
 FilePath = Annotated[str, Path(max_length=200, examples=["distilled.safetensors"])]
 
 _NOT_FOUND = problem_responses(NotFoundError)
+_KINDS = sorted(
+    {ZIP, "application/json", *media_types(1).values()}
+)  # JSON: manifest and signature, too
+_CONTENT = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _KINDS}
 _BYTES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "All bytes.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    },
+    200: {"description": "All bytes.", "content": _CONTENT},
     206: {"description": "The bytes of the range."},
     304: {"description": "The caller has these bytes (`If-None-Match`)."},
     **problem_responses(
@@ -73,7 +75,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     ),
 }
 _HEAD: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The headers that GET would send."},
+    200: {"description": "The headers that GET would send.", "content": _CONTENT},
     304: _BYTES[304],
     **{status: {"description": "As for GET, without a body."} for status in (404, 410, 412)},
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
 from services.auth.dependencies import PrincipalDep
 from services.jobs import reading
 from services.jobs.models import Kind, State
-from services.jobs.schemas import JobOut, JobSummary
+from services.jobs.schemas import JobOut, JobSummary, summary
 from services.jobs.service import IdempotencyConflictError
 from services.kit.http import ResourcesDep, SessionDep
 from services.kit.openapi import problem_responses
@@ -69,7 +69,13 @@ def create(
     return JobOut.of_detail(reading.describe(session, job))
 
 
-@router.get("", name="list", summary="List pulls", responses=problem_responses(BadRequestError))
+@router.get(
+    "",
+    name="list",
+    summary="List pulls",
+    response_model=Page[JobSummary],
+    responses=problem_responses(BadRequestError),
+)
 def list_pulls(
     request: Request,
     response: Response,
@@ -77,10 +83,10 @@ def list_pulls(
     state: State | None = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> Page[JobSummary]:
+) -> dict[str, Any]:
     """Return the jobs that pull packages, newest first."""
     rows, following = reading.list_jobs(
         session, kind=Kind.PULL, state=state, cursor=cursor, limit=limit
     )
     link_next(request, response, following)
-    return Page(items=[JobSummary.of(row) for row in rows], next=following)
+    return {"items": [summary(row, row.owner, row.dataset) for row in rows], "next": following}
