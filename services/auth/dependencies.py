@@ -127,12 +127,11 @@ def _look_up(request: Request, rule: Rule) -> tuple[Principal | None, str | None
     try:
         with resources.reading() as session:
             principal, csrf = identify(request, session)
-            is_due = service.use_is_due(session, principal, at)
     except UnauthorizedError:
         if rule.roles or "authorization" in request.headers:
             raise
         return None, None  # somebody whose session has ended may still log in
-    if is_due:
+    if service.use_is_due(principal, at):
         _note_use(resources, principal, at)
     return principal, csrf
 
@@ -208,7 +207,7 @@ def _meter(request: Request) -> RefusalMeter:
     return meter
 
 
-def _caller(request: Request) -> Principal:
+async def _caller(request: Request) -> Principal:
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
         raise UnauthorizedError

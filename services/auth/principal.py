@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -21,6 +22,7 @@ class Principal:
     via: Literal["session", "token"]
     credential_id: UUID  # of the session or token
     scopes: frozenset[Scope] | None = None
+    used_at: datetime | None = None  # the credential's last use that is known
 
     @property
     def actor(self) -> Actor:

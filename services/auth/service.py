@@ -102,6 +102,7 @@ def by_token(session: Session, text: str, at: datetime) -> Principal:
         via="token",
         credential_id=token.id,
         scopes=frozenset(Scope(scope) for scope in token.scopes),
+        used_at=token.last_used_at,
     )
 
 
@@ -129,16 +130,14 @@ def by_cookie(
         role=Role(login.user.role),
         via="session",
         credential_id=login.id,
+        used_at=login.seen_at,
     )
     return principal, login.csrf
 
 
-def use_is_due(session: Session, principal: Principal, at: datetime) -> bool:
+def use_is_due(principal: Principal, at: datetime) -> bool:
     """Return whether the last use that is known of the caller's credential is a minute old."""
-    if principal.via == "token":
-        last = session.get_one(ApiToken, principal.credential_id).last_used_at
-    else:
-        last = session.get_one(LoginSession, principal.credential_id).seen_at
+    last = principal.used_at
     return last is None or last + SEEN_EVERY <= at
 
 

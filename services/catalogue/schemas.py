@@ -10,7 +10,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.catalogue.gate import Judgement
-from services.catalogue.models import Origin, Package, PackageFile, PackageVersion, VersionState
+from services.catalogue.models import Origin, PackageFile, PackageVersion, VersionState
+from services.kit.paging import AnyRow
 
 
 class VersionSummary(BaseModel):
@@ -35,7 +36,7 @@ class VersionSummary(BaseModel):
     yanked_at: datetime | None
 
     @classmethod
-    def of(cls, row: PackageVersion) -> VersionSummary:
+    def of(cls, row: PackageVersion | AnyRow) -> VersionSummary:
         """Return what a list shows of a row."""
         return cls(**_shared(row))
 
@@ -48,7 +49,7 @@ class PackageSummary(BaseModel):
     newest: VersionSummary
 
     @classmethod
-    def of(cls, package: Package, newest: PackageVersion) -> PackageSummary:
+    def of(cls, package: AnyRow, newest: AnyRow) -> PackageSummary:
         """Return what a list shows of a package."""
         return cls(site=package.site, name=package.name, newest=VersionSummary.of(newest))
 
@@ -203,7 +204,7 @@ class YankIn(BaseModel):
     )
 
 
-def _shared(row: PackageVersion) -> dict[str, Any]:
+def _shared(row: PackageVersion | AnyRow) -> dict[str, Any]:
     return {name: getattr(row, name) for name in VersionSummary.model_fields}
 
 

@@ -29,6 +29,7 @@ from services.catalogue.repository import Search
 from services.jobs.models import Job
 from services.kit import holds
 from services.kit.db import now
+from services.kit.paging import AnyRow
 from services.kit.problems import ConflictError, NotFoundError, ServiceError
 from services.kit.storage import ObjectStore, read_all
 
@@ -400,14 +401,17 @@ def list_packages(
     *,
     cursor: str | None,
     limit: int,
-) -> tuple[list[tuple[Package, PackageVersion]], str | None]:
-    """Return a page of packages that the caller may see, each with its newest matching version; and a cursor."""
+) -> tuple[list[tuple[AnyRow, AnyRow]], str | None]:
+    """Return a page of packages that the caller may see, each with its newest matching version; and a cursor.
+
+    The rows have the columns that a list shows, and no manifest.
+    """
     seen = visible_to(principal, site_id)
     packages, following = repository.list_packages(
         session, search, seen, cursor=cursor, limit=limit
     )
-    newest = repository.newest_versions(session, [row.id for row in packages], search, seen)
-    return [(row, newest[row.id]) for row in packages if row.id in newest], following
+    newest = repository.summaries(session, [row.newest for row in packages])
+    return [(row, newest[row.newest]) for row in packages if row.newest in newest], following
 
 
 def list_versions(

@@ -11,19 +11,10 @@ from sqlalchemy.orm import Session
 
 from services.jobs import parts, repository, service
 from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine, Part, State
-from services.kit.paging import page_rows
+from services.kit.paging import AnyRow, page_columns
 
 # The stages of an estimate in the order they run; a JSON column does not keep it.
 STAGES = ("teachers", "distillation", "evaluation", "privacy")
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A job as a list shows it."""
-
-    job: Job
-    owner: str
-    dataset: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +39,11 @@ def list_jobs(
     owner_id: UUID | None = None,
     cursor: str | None = None,
     limit: int,
-) -> tuple[list[Summary], str | None]:
-    """Return a page of jobs, newest first, and the cursor of the next one; an unknown dataset has no jobs."""
+) -> tuple[Sequence[AnyRow], str | None]:
+    """Return a page of jobs, newest first, and the cursor of the next one; an unknown dataset has no jobs.
+
+    The rows have the columns of `repository.summaries`.
+    """
     dataset_id = None
     if dataset is not None:
         row = repository.dataset(session, dataset)
@@ -62,14 +56,7 @@ def list_jobs(
         dataset_id=dataset_id,
         owner_id=owner_id,
     )
-    rows, following = page_rows(session, statement, Job.id, cursor=cursor, limit=limit)
-    owners = repository.usernames(session, {job.owner_id for job in rows})
-    names = repository.dataset_names(session, {job.dataset_id for job in rows if job.dataset_id})
-    page = [
-        Summary(job, owners[job.owner_id], names.get(job.dataset_id) if job.dataset_id else None)
-        for job in rows
-    ]
-    return page, following
+    return page_columns(session, statement, Job.id, cursor=cursor, limit=limit)
 
 
 def read_job(session: Session, job_id: UUID) -> Detail:
@@ -80,11 +67,11 @@ def read_job(session: Session, job_id: UUID) -> Detail:
 def describe(session: Session, job: Job) -> Detail:
     """Return what is known of a job."""
     queued = job.state == State.QUEUED.value
-    names = repository.dataset_names(session, {job.dataset_id} if job.dataset_id else set())
+    owner, name = repository.names_of(session, job)
     return Detail(
         job=job,
-        owner=repository.usernames(session, {job.owner_id})[job.owner_id],
-        dataset=names.get(job.dataset_id) if job.dataset_id else None,
+        owner=owner,
+        dataset=name,
         attempts=repository.attempts_of(session, job.id),
         parts=parts.parts_of(session, job.id),
         position=repository.waiting_before(session, job) + 1 if queued else None,

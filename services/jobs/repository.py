@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CursorResult, Select, delete, func, or_, select
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Delete, Update
 
 from services.auth.models import User
@@ -68,13 +68,15 @@ def known_estimate(session: Session, dataset_id: UUID, workload: str) -> dict[st
 
 def summaries(
     *, kind: str | None, state: str | None, dataset_id: UUID | None, owner_id: UUID | None
-) -> Select[Job]:
-    """Return the statement of a list: rows without their large columns."""
-    statement = select(Job).options(
-        load_only(
-            Job.id, Job.kind, Job.state, Job.title, Job.owner_id, Job.dataset_id, Job.created_at, Job.started_at,
-            Job.finished_at, Job.cancel_requested_at, Job.progress, Job.attempts, raiseload=True,
+) -> Select[*tuple[Any, ...]]:
+    """Return the statement of a list: what it shows of each job, with the names of its owner and dataset."""
+    statement = (
+        select(
+            Job.id, Job.kind, Job.state, Job.title, Job.created_at, Job.started_at, Job.finished_at,
+            Job.cancel_requested_at, Job.progress, User.username.label("owner"), SourceDataset.name.label("dataset"),
         )
+        .join(User, User.id == Job.owner_id)
+        .outerjoin(SourceDataset, SourceDataset.id == Job.dataset_id)
     )  # fmt: skip
     filters = {
         Job.kind: kind,
@@ -87,20 +89,17 @@ def summaries(
     )
 
 
-def usernames(session: Session, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return the names of users."""
-    found = session.execute(select(User.id, User.username).where(User.id.in_(ids)))
-    return {row.id: row.username for row in found} if ids else {}
-
-
-def dataset_names(session: Session, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return the names of datasets."""
-    if not ids:
-        return {}
-    found = session.execute(
-        select(SourceDataset.id, SourceDataset.name).where(SourceDataset.id.in_(ids))
+def names_of(session: Session, job: Job) -> tuple[str, str | None]:
+    """Return the names of a job's owner and of its dataset."""
+    found = (
+        select(User.username, SourceDataset.name)
+        .select_from(Job)
+        .join(User, User.id == Job.owner_id)
+        .outerjoin(SourceDataset, SourceDataset.id == Job.dataset_id)
+        .where(Job.id == job.id)
     )
-    return {row.id: row.name for row in found}
+    owner, name = session.execute(found).one()
+    return owner, name
 
 
 def attempts_of(session: Session, job_id: UUID) -> Sequence[Attempt]:

@@ -25,6 +25,7 @@ from services.jobs.schemas import (
     LogPage,
     PresetList,
     PresetOut,
+    summary,
 )
 from services.kit.http import ResourcesDep, SessionDep
 from services.kit.openapi import problem_responses
@@ -180,7 +181,13 @@ def presets(
     return PresetList(images_per_class=images_per_class, items=items)
 
 
-@router.get("", name="list", summary="List jobs", responses=problem_responses(BadRequestError))
+@router.get(
+    "",
+    name="list",
+    summary="List jobs",
+    response_model=Page[JobSummary],
+    responses=problem_responses(BadRequestError),
+)
 def list_jobs(
     request: Request,
     response: Response,
@@ -192,7 +199,7 @@ def list_jobs(
     owner: Annotated[str | None, Query(pattern="^me$", description="`me`: one's own.")] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> Page[JobSummary]:
+) -> dict[str, Any]:
     """Return a page of jobs, newest first."""
     rows, following = reading.list_jobs(
         session,
@@ -204,7 +211,7 @@ def list_jobs(
         limit=limit,
     )
     link_next(request, response, following)
-    return Page(items=[JobSummary.of(row) for row in rows], next=following)
+    return {"items": [summary(row, row.owner, row.dataset) for row in rows], "next": following}
 
 
 @router.get("/{job_id}", summary="Read a job", responses=problem_responses(NotFoundError))

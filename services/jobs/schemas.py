@@ -20,7 +20,7 @@ from pydantic import (
 
 from ppdd_core.package.manifest import Usage
 from services.jobs.models import Kind, State
-from services.jobs.reading import Detail, Summary
+from services.jobs.reading import Detail
 from services.jobs.submit import Identity, Work
 
 Preset = Literal["quick", "small", "paper", "fast"]
@@ -160,11 +160,6 @@ class JobSummary(BaseModel):
     cancelling: bool = Field(description="Asked to stop, and still running.")
     progress: ProgressOut | None
 
-    @classmethod
-    def of(cls, summary: Summary) -> JobSummary:
-        """Return the summary of a row."""
-        return cls(**_common(summary))
-
 
 class AttemptOut(BaseModel):
     """One time that a worker took a job."""
@@ -223,7 +218,7 @@ class JobOut(JobSummary):
         """Return everything that is known of a job."""
         job = detail.job
         return cls(
-            **_common(detail),
+            **summary(job, detail.owner, detail.dataset),
             spec=job.spec,
             attempts=job.attempts,
             max_attempts=job.max_attempts,
@@ -298,18 +293,18 @@ class PresetList(BaseModel):
     items: list[PresetOut]
 
 
-def _common(of: Summary | Detail) -> dict[str, Any]:
-    job = of.job
+def summary(job: Any, owner: str, dataset: str | None) -> dict[str, Any]:
+    """Return the fields of a JobSummary; `job` is a row, or what `reading.list_jobs` returns of one."""
     return {
         "id": job.id,
-        "kind": Kind(job.kind),
-        "state": State(job.state),
+        "kind": job.kind,
+        "state": job.state,
         "title": job.title,
-        "owner": of.owner,
-        "dataset": of.dataset,
+        "owner": owner,
+        "dataset": dataset,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "cancelling": job.state == State.RUNNING.value and job.cancel_requested_at is not None,
-        "progress": None if job.progress is None else ProgressOut.model_validate(job.progress),
+        "progress": job.progress,
     }

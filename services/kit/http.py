@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 
-from services.kit.db import READONLY
 from services.kit.resources import Resources
 from services.kit.storage import ObjectStore
 from services.settings import Settings
@@ -31,30 +31,38 @@ def resources_of(request: Request) -> Resources:
     return resources
 
 
-def request_session(request: Request) -> Iterator[Session]:
+async def request_session(request: Request) -> AsyncIterator[Session]:
     """Yield the request's one session: reading for safe methods, else one transaction, committed before the answer.
 
     What `enqueue` noted is rung for after the commit.
     """
     resources = resources_of(request)
     if request.method in SAFE:
-        with resources.sessions() as session:
-            session.connection(execution_options={READONLY: True})
+        with (
+            resources.readers() as session
+        ):  # connected when first asked; closing it waits for nobody
             yield session
         return
-    with resources.transaction() as session:
+    async with contextmanager_in_threadpool(resources.transaction()) as session:
         yield session
 
 
-def _settings(request: Request) -> Settings:
+# The following are `async` because that is without a thread: handing one over costs more than what they do.
+
+
+async def _resources(request: Request) -> Resources:
+    return resources_of(request)
+
+
+async def _settings(request: Request) -> Settings:
     return resources_of(request).settings
 
 
-def _store(request: Request) -> ObjectStore:
+async def _store(request: Request) -> ObjectStore:
     return resources_of(request).store
 
 
-ResourcesDep = Annotated[Resources, Depends(resources_of)]
+ResourcesDep = Annotated[Resources, Depends(_resources)]
 # scope="function": the commit comes before the answer is sent, so that a 201 is never a lie.
 SessionDep = Annotated[Session, Depends(request_session, scope="function")]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -8,13 +8,15 @@ from uuid import UUID
 
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import Select
+from sqlalchemy import Row, Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.kit.problems import BadRequestError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+AnyRow = Row[*tuple[Any, ...]]  # columns of any number and type
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 
@@ -41,12 +43,21 @@ def page_rows(
     limit: int = DEFAULT_LIMIT,
 ) -> tuple[Sequence[R], str | None]:
     """Return a page of `statement` by descending `key` (a UUID column), and the cursor of the next one."""
-    if cursor is not None:
-        statement = statement.where(key < _parse(cursor))
-    rows = session.scalars(statement.order_by(key.desc()).limit(limit + 1)).all()
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return rows, str(getattr(rows[-1], key.key)) if more else None
+    rows = session.scalars(_from(statement, key, cursor, limit)).all()
+    return rows[:limit], _following(rows, key, limit)
+
+
+def page_columns(
+    session: Session,
+    statement: Select[*tuple[Any, ...]],
+    key: InstrumentedAttribute[UUID] | Any,
+    *,
+    cursor: str | None,
+    limit: int = DEFAULT_LIMIT,
+) -> tuple[Sequence[AnyRow], str | None]:
+    """Return the same of a statement that selects columns, `key` among them: no objects are made of its rows."""
+    rows = session.execute(_from(statement, key, cursor, limit)).all()
+    return rows[:limit], _following(rows, key, limit)
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
@@ -55,6 +66,16 @@ def link_next(request: Request, response: Response, cursor: str | None) -> None:
         response.headers["Link"] = (
             f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
         )
+
+
+def _from(statement: Select[R], key: Any, cursor: str | None, limit: int) -> Select[R]:
+    if cursor is not None:
+        statement = statement.where(key < _parse(cursor))
+    return statement.order_by(key.desc()).limit(limit + 1)
+
+
+def _following(rows: Sequence[Any], key: Any, limit: int) -> str | None:
+    return str(getattr(rows[limit - 1], key.key)) if len(rows) > limit else None
 
 
 def _parse(cursor: str) -> UUID:

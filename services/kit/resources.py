@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from ppdd_core.package.signature import load_or_create_key
@@ -41,6 +41,20 @@ class Resources:
         """What seals stored credentials."""
         return load_vault(self.settings)
 
+    @cached_property
+    def readers(self) -> Sessions:
+        """Makes sessions that only read, and refuse to write.
+
+        On SQLite they wait for no writer, and none for them. On PostgreSQL each statement stands alone, which within
+        READ COMMITTED it does anyway: two round trips less, for what is mostly a single SELECT.
+        """
+        options: dict[str, Any] = {READONLY: True}
+        if self.engine.dialect.name == "postgresql":
+            options["isolation_level"] = "AUTOCOMMIT"
+        made = make_sessions(self.engine.execution_options(**options))
+        event.listen(made, "before_flush", _refuse_to_write)
+        return made
+
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Commit on exit, then ring for what was enqueued."""
@@ -49,9 +63,8 @@ class Resources:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Yield a session that only reads: on SQLite it waits for no writer, and none for it."""
-        with self.sessions() as session:
-            session.connection(execution_options={READONLY: True})
+        """Yield a session that only reads."""
+        with self.readers() as session:
             yield session
 
 
@@ -69,3 +82,7 @@ def open_resources(settings: Settings, **replaced: Any) -> Iterator[Resources]:
         )
     finally:
         engine.dispose()
+
+
+def _refuse_to_write(*_: object) -> None:
+    raise RuntimeError("a session that only reads was about to write: a bug in the caller")

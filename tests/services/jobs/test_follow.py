@@ -13,7 +13,7 @@ from sqlalchemy import event, text, update
 from sqlalchemy.exc import OperationalError
 
 from services.auth.models import ApiToken
-from services.jobs import follow
+from services.jobs import follow, repository
 from services.jobs import service as jobs
 from services.jobs.models import Job
 from services.kit.db import now
@@ -249,8 +249,7 @@ def test_a_revoked_token_ends_its_stream(
 def test_a_stream_outlives_an_outage_of_the_database(
     resources: Resources, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, real, failures = make(), resources.sessions, []
-    events = follow.repository.events_after
+    job, failures, events = make(), list[int](), repository.events_after
 
     def away(*given: Any) -> Any:
         if len(failures) < 3:
@@ -258,8 +257,8 @@ def test_a_stream_outlives_an_outage_of_the_database(
             raise OperationalError("SELECT", {}, Exception("gone"))
         return events(*given)
 
-    monkeypatch.setattr(follow.repository, "events_after", away)
-    with real.begin() as session:
+    monkeypatch.setattr(repository, "events_after", away)
+    with resources.sessions.begin() as session:
         session.execute(text("UPDATE jobs SET state = 'cancelled'"))
     assert kinds("".join(collect(resources, job))) == ["state", "end"]
 
