@@ -63,7 +63,7 @@ TOY: dict[str, str | int | float] = {
     "image_size": 16,
     "net.width": 4,
     "net.depth": 2,
-    "teacher.teachers": 1,
+    "teacher.teachers": 2,
     "teacher.epochs": 4,
     "teacher.lr": 0.05,
     "teacher.epoch_images": 160,

@@ -1,13 +1,14 @@
 """The teachers of one distillation, shared out over all workers of the queue and gathered again.
 
-The worker that has the job plans a part per teacher as soon as another worker lives, takes parts itself like any
-other, and fetches what the others made. Alone it trains teacher after teacher and nothing of this happens. Whoever
-trains a teacher, on the same kind of device its bytes are the same.
+The worker that has the job plans a part per teacher as soon as another worker lives and there are more teachers than it
+trains at once; it takes parts itself like any other, and fetches what the others made. Alone it trains teacher after
+teacher and nothing of this happens. Whoever trains a teacher, on the same kind of device its bytes are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from ppdd_core.config import Recipe
 from ppdd_core.errors import CheckpointError
@@ -31,6 +33,7 @@ from services.kit.resources import Resources
 from services.kit.storage import ObjectDamagedError, ObjectMissingError
 from worker.context import JobContext
 from worker.device import same_kind
+from worker.patience import insist
 
 LOOK_SECONDS = 5.0  # between two looks for other workers
 WAIT_SECONDS = 0.5  # between two looks at what the others make
@@ -55,6 +58,7 @@ def teach_together(
         )
 
     with shared.kept():
+        shared.gather()  # made for an earlier attempt, perhaps on another machine
         train(shared.numbers())
         while missing := shared.gather():
             numbers = chain(shared.refused(missing), shared.numbers())
@@ -73,6 +77,9 @@ class SharedTeachers:
         self._job, self._store = job, store
         self._teachers, self._epochs = recipe.teacher.teachers, recipe.used_epochs
         self._worker = job.job.lease_owner or ""
+        self._at_once = 1
+        if job.device.type == "cpu":
+            self._at_once = job.processes or os.cpu_count() or 1
         self._claims: dict[int, PartClaim] = {}
         self._planned = False
         self._look_at = 0.0
@@ -95,25 +102,24 @@ class SharedTeachers:
 
     def gather(self) -> list[int]:
         """Fetch what others have finished; return what is still missing."""
-        self._hand_in()
-        if not self._planned:
-            return self.missing()
-        with self._job.resources.transaction() as session:
+
+        def look(session: Session) -> list[Part]:
             parts.sweep_parts(session)
-            made = [part for part in parts.parts_of(session, self._job.job.id) if part.sha256]
-            session.expunge_all()
+            return list(parts.parts_of(session, self._job.job.id))
+
+        self._hand_in()
         wanted = set(self.missing())
-        for part in made:
-            if part.number in wanted:
-                self._fetch(part)
+        for part in insist(self._job.resources, look):
+            if part.sha256 is not None and part.number in wanted:
+                self._fetch(part.number, part.sha256)
         return self.missing()
 
     def refused(self, missing: list[int]) -> list[int]:
         """Return those of the missing that nobody else will bring: they failed there, or were lost."""
-        with self._job.resources.sessions.begin() as session:
-            states = {part.number: part for part in parts.parts_of(session, self._job.job.id)}
-            ended = (State.FAILED.value, State.SUCCEEDED.value)
-            return [t for t in missing if t not in states or states[t].state in ended]
+        job_id = self._job.job.id
+        known = insist(self._job.resources, lambda session: parts.parts_of(session, job_id))
+        states = {part.number: part.state for part in known}
+        return [t for t in missing if states.get(t) not in (State.QUEUED, State.RUNNING)]
 
     def progress(self, missing: list[int]) -> StageProgress:
         """Return where the teachers are while others still train some."""
@@ -135,38 +141,44 @@ class SharedTeachers:
             yield
         finally:
             over.set()
-            renewing.join()
+            renewing.join(
+                1
+            )  # it ends by itself; a database that does not answer must not hold this up
 
     def _plan_if_others_live(self, given: set[int]) -> None:
         if self._planned or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
-        with self._job.resources.transaction() as session:
-            others = [
-                worker.name
-                for worker in workers.living(session)
-                if worker.name != self._worker and same_kind(worker.name, self._worker)
-            ]
-            known = parts.parts_of(session, self._job.job.id)
-            if not others and not known:
-                return
-            numbers = [t for t in self.missing() if t not in given]
-            if numbers:
-                parts.plan(session, self._job.job.id, self._job.fence, numbers)
-        self._planned = True
-        self._job.log(f"teachers are shared with {len(others)} other workers")
+        numbers = [t for t in self.missing() if t not in given]
+        if len(numbers) > self._at_once:
+            others = insist(self._job.resources, lambda session: self._plan(session, numbers))
+            if others:
+                self._planned = True
+                self._job.log(f"teachers are shared with other workers: {others}")
+
+    def _plan(self, session: Session, numbers: list[int]) -> int:
+        """Plan the parts if there is anybody else for them; return how many others there are."""
+        others = [
+            worker
+            for worker in workers.living(session)
+            if worker.name != self._worker and same_kind(worker.name, self._worker)
+        ]
+        if others:
+            parts.plan(session, self._job.job.id, self._job.fence, numbers)
+        return len(others)
 
     def _next(self, given: set[int]) -> int | None:
         if not self._planned:
             return next((t for t in self.missing() if t not in given), None)
-        with self._job.resources.transaction() as session:
-            claim = parts.claim_part(
-                session, self._job.job.id, self._worker, self._job.resources.settings.jobs
-            )
-        if claim is None:
-            return None
-        self._claims[claim.number] = claim
-        return claim.number
+        job_id, settings = self._job.job.id, self._job.resources.settings.jobs
+        while claim := insist(
+            self._job.resources,
+            lambda session: parts.claim_part(session, job_id, self._worker, settings),
+        ):
+            self._claims[claim.number] = claim
+            if claim.number not in given:  # else it is being trained already, since before the plan
+                return claim.number
+        return None
 
     def _hand_in(self) -> None:
         for number, claim in list(self._claims.items()):
@@ -179,18 +191,17 @@ class SharedTeachers:
                 except LostPartError:
                     log.info("part.made_twice", part=number)
 
-    def _fetch(self, part: Part) -> None:
-        assert part.sha256 is not None
+    def _fetch(self, number: int, sha256: str) -> None:
         file = self._job.scratch / "fetched.zip"
         try:
-            self._job.resources.store.fetch(part.sha256, file)
-            self._store.unpack(part.number, self._epochs, file)
+            self._job.resources.store.fetch(sha256, file)
+            self._store.unpack(number, self._epochs, file)
         except (ObjectMissingError, ObjectDamagedError, CheckpointError) as error:
-            log.warning("part.unusable", part=part.number, error=type(error).__name__)
+            log.warning("part.unusable", part=number, error=type(error).__name__)
             return
         finally:
             file.unlink(missing_ok=True)
-        self._job.log(f"teacher {part.number} was trained by another worker")
+        self._job.log(f"teacher {number} was trained by another worker")
 
     def _keep(self, over: threading.Event) -> None:
         settings = self._job.resources.settings.jobs
@@ -216,7 +227,6 @@ def hand_in(
             digest = hashlib.file_digest(packed, "sha256").hexdigest()
         with holding(resources.sessions, [digest]):
             resources.store.put_file(file, digest)
-            with resources.transaction() as session:
-                parts.finish_part(session, claim, digest)
+            insist(resources, lambda session: parts.finish_part(session, claim, digest))
     finally:
         file.unlink(missing_ok=True)

@@ -31,14 +31,14 @@ class Lease(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self._sessions, self._settings, self._renew = sessions, settings, renew
         self._closed = threading.Event()
-        self._taken = False
+        self.taken = False  # somebody said so, in the table
         self._until = time.monotonic() + self._seconds
         self.stop_asked = False
 
     @property
     def lost(self) -> bool:
         """Whether the job is, or must by now be taken to be, somebody else's."""
-        return self._taken or time.monotonic() > self._until
+        return self.taken or time.monotonic() > self._until
 
     def run(self) -> None:
         """Renew until closed or lost."""
@@ -51,7 +51,7 @@ class Lease(threading.Thread):
                 self._until = asked_at + self._seconds
                 wait = self._settings.heartbeat_seconds
             except LostJobError:
-                self._taken = True
+                self.taken = True
                 return
             except DBAPIError as err:
                 log.warning("lease.unrenewed", error=type(err).__name__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import fcntl
 import importlib
 import os
 import resource
@@ -17,11 +18,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ppdd_core.errors import Interrupted, PpddError, SourceError, TeacherKilledError
@@ -32,17 +35,18 @@ from services.jobs.errors import LostJobError
 from services.jobs.models import Kind
 from services.jobs.service import Failure
 from services.kit import logging
-from services.kit.problems import CORE, ServiceError
+from services.kit.problems import CORE, ServiceError, UnavailableError
 from services.kit.resources import Resources, open_resources
 from services.kit.storage import ObjectDamagedError, ObjectMissingError, StoreError, StoreFullError
 from services.settings import LogSettings, Settings, load_settings
 from worker.context import JobContext, Outcome
 from worker.exits import Exit
 from worker.memory import PeakMemory
+from worker.patience import insist
 
 TASKS = {kind: f"worker.tasks.{kind.value}" for kind in Kind}
 PR_SET_PDEATHSIG = 1
-RECORD_SECONDS = 1.0  # between two tries to record an end
+FOLDER_SECONDS = 60.0  # to wait for an earlier attempt whose process is just being ended
 
 
 def main(arguments: list[str]) -> int:
@@ -70,7 +74,7 @@ def _do_job(resources: Resources, job_id: UUID, fence: int) -> int:
             job = jobs.get(session, job_id)
             session.expunge_all()
         context = JobContext(resources, job, fence)
-        with PeakMemory() as peak:
+        with _alone_in(context.folder), PeakMemory() as peak:
             outcome = _perform(context)
         actual = {"seconds": context.seconds, "peak_bytes": peak.bytes} | (outcome.actual or {})
         insist(resources, lambda session: _publish(session, job_id, fence, outcome, actual))
@@ -109,15 +113,24 @@ def _perform(context: JobContext) -> Outcome:
     return outcome
 
 
-def insist(resources: Resources, write: Callable[[Session], None]) -> None:
-    """Write an end, however often the database must be asked: the supervisor ends this process with its lease."""
-    while True:
-        try:
-            with resources.transaction() as session:
-                write(session)
-            return
-        except OperationalError:
-            time.sleep(RECORD_SECONDS)
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the job's folder: an earlier attempt that was given up may live for another moment.
+
+    UnavailableError where it does not end.
+    """
+    until = time.monotonic() + FOLDER_SECONDS
+    with (folder / ".attempt").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    detail = "an earlier attempt of this job still runs on this machine"
+                    raise UnavailableError(detail) from None
+                time.sleep(0.2)
+        yield
 
 
 def _publish(
@@ -163,7 +176,7 @@ def explain(error: Exception) -> Failure:
         return Failure("out-of-memory", str(error) or "memory ran out", retry=True)
     if isinstance(error, ObjectMissingError | ObjectDamagedError):
         return Failure(error.slug, error.detail, resumable=False)
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | UnavailableError):
         return Failure(error.slug, error.detail, retry=True)
     if isinstance(error, DBAPIError):
         _tell(error)

@@ -174,8 +174,9 @@ def _wait(child: Child, lease: Lease, post: Post) -> Ending:
     patience = float("inf")
     while not child.ended():
         if lease.lost and not lost:
-            lost = True  # perhaps to the process itself, which has recorded its end and is about to leave
-            patience = time.monotonic() + LEAVE_SECONDS
+            lost = True
+            # where the table says so, perhaps the process itself has recorded its end and is about to leave
+            patience = time.monotonic() + (LEAVE_SECONDS if lease.taken else 0)
         elif lost and time.monotonic() > patience:
             child.kill()
         elif not (lost or cancelled or stopped) and (lease.stop_asked or post.stopping()):

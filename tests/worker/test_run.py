@@ -18,6 +18,7 @@ from ppdd_core.errors import (
 from services.jobs.models import Kind
 from services.kit.problems import ConflictError, UnavailableError
 from services.kit.storage import ObjectMissingError, StoreError, StoreFullError
+from worker import run
 from worker.run import TASKS, explain
 
 
@@ -83,3 +84,17 @@ def test_every_kind_of_job_has_its_task() -> None:
         name for name in TASKS.values() if not (folder / f"{name.replace('.', '/')}.py").exists()
     ]
     assert set(TASKS) == set(Kind) and not missing
+
+
+def test_an_attempt_waits_for_the_process_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "FOLDER_SECONDS", 0.3)
+    with (
+        run._alone_in(tmp_path),
+        pytest.raises(UnavailableError, match="earlier attempt"),
+        run._alone_in(tmp_path),
+    ):
+        pass
+    with run._alone_in(tmp_path):
+        pass

@@ -14,6 +14,7 @@ from services.jobs import service as jobs
 from worker.context import JobContext, Outcome
 from worker.fan_out import teach_together
 from worker.measure import measure, worth_measuring
+from worker.patience import insist
 from worker.recipes import identity_of, open_source, recipe_of
 from worker.room import require_room
 from worker.source import cache_dir
@@ -57,8 +58,10 @@ def estimate(job: JobContext, images: Images) -> None:
     """Measure what the job will take, record it, and refuse what the disk has no room for."""
     job.progress("estimate", 0, 1)
     found = measure(recipe_of(job.job), images.split, device=job.device, processes=job.processes)
-    with job.resources.sessions.begin() as session:
-        jobs.note_estimate(session, job.job.id, job.fence, found)
+    insist(
+        job.resources,
+        lambda session: jobs.note_estimate(session, job.job.id, job.fence, found),
+    )
     job.progress("estimate", 1, 1)
     require_room(job.resources, found["disk_bytes"])
 
