@@ -101,7 +101,10 @@ class SessionSettings(_Group):
         12, ge=1, le=24 * 31, description="Every session ends after so long."
     )
     login_attempts: int = Field(
-        5, ge=3, le=100, description="Failed logins of one account or address before it waits."
+        5,
+        ge=3,
+        le=100,
+        description="Failed logins before an account waits; an address has four times as many.",
     )
     login_wait_minutes: int = Field(15, ge=1, le=24 * 60, description="How long it waits then.")
 
