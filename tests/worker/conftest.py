@@ -85,8 +85,12 @@ class Node:
     def distill(self, version: str = "1.0.0", seed: int = 0, teachers: int = 2) -> UUID:
         """Return the id of a new toy distillation."""
         work = submit.Work(
-            dataset=self.dataset, preset="quick", images_per_class=1, settings=TOY | {"teacher.teachers": teachers}, seed=seed
-        )  # fmt: skip
+            dataset=self.dataset,
+            preset="quick",
+            images_per_class=1,
+            settings=TOY | {"teacher.teachers": teachers},
+            seed=seed,
+        )
         identity = submit.Identity(name="toy", version=version, usage=USAGE)
         with self.resources.transaction() as session:
             job, _ = submit.submit_distill(
