@@ -22,7 +22,7 @@ from typing import Any
 from ppdd_core.data.phantom import CLASSES, write_phantoms
 from ppdd_core.package.verify import verify_package
 from services.cli.remote import Login, Node, open_node
-from services.cli.session import set_up, split_link
+from services.cli.session import logged_in, make_token, split_link
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -154,14 +154,13 @@ def check(folder: Path, compose: Compose) -> None:
         url, token = split_link(link.strip())
         nobody = Login(url, "", str(folder / "secrets" / "tls_certificate"))
         with open_node(nobody) as node:
-            login = set_up(
-                node,
-                token=token,
-                username="admin",
-                display_name="Admin",
-                password=secrets.token_urlsafe(18),
-                days=1,
-            )
+            person = {
+                "username": "admin",
+                "display_name": "Admin",
+                "password": secrets.token_urlsafe(18),
+            }
+            with logged_in(node, "/setup", {**person, "token": token}) as session:
+                login = make_token(node, session, days=1)
     with open_node(login) as node:
         with step("register and check a dataset"):
             node.post("/datasets", {"name": "phantoms", "path": "/images/phantoms"})

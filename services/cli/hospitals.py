@@ -17,7 +17,7 @@ from pathlib import Path
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.errors import CheckpointError, PpddError
 from services.cli.remote import Login, Node, open_node
-from services.cli.session import log_in, set_up, split_link
+from services.cli.session import logged_in, split_link
 
 USERNAME = "demo"
 STOPS_WITHIN = 60  # seconds for a worker to give its job back
@@ -33,7 +33,6 @@ class Hospital:
     title: str
     node: Node
     key: str  # fingerprint
-    password: str
 
     @property
     def url(self) -> str:
@@ -49,17 +48,15 @@ def run_hospital(
     with ExitStack() as stack:
         process = stack.enter_context(_node(folder, site, title, data_root, settings))
         url, link = _printed(process, folder)
-        account = _account(folder)
         node = stack.enter_context(open_node(Login(url, "")))
-        if link is None:
-            login = log_in(node, username=USERNAME, password=account, code=None, days=1)
-        else:
-            _, token = split_link(link)
-            login = set_up(
-                node, token=token, username=USERNAME, display_name="Demo", password=account, days=1
+        path, person = "/sessions", {"username": USERNAME, "password": _account(folder)}
+        if link is not None:
+            path, person = (
+                "/setup",
+                {**person, "token": split_link(link)[1], "display_name": "Demo"},
             )
-        node = stack.enter_context(open_node(login))
-        yield Hospital(site, title, node, str(node.get("/system/info")["site"]["key"]), account)
+        stack.enter_context(logged_in(node, path, person))
+        yield Hospital(site, title, node, str(node.get("/system/info")["site"]["key"]))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def login(
     The password is not kept: it makes a token, which lies in the login file that is named at the end.
     """
     from services.cli.remote import Login, open_node
-    from services.cli.session import log_in, set_up, split_link
+    from services.cli.session import logged_in, make_token, read_password, split_link
 
     secret = None
     if "#" in url:
@@ -57,19 +57,17 @@ def login(
             login = nobody
         else:
             username = username or typer.prompt("Username", err=True)
-            password = _password(password_file, confirm=secret is not None)
+            person = {
+                "username": username,
+                "password": read_password(password_file, confirm=bool(secret)),
+            }
             if secret is not None:
-                title = display_name or username
-                login = set_up(
-                    node, token=secret, username=username, display_name=title, password=password, days=days
-                )  # fmt: skip
+                path, person = (
+                    "/setup",
+                    {**person, "token": secret, "display_name": display_name or username},
+                )
             else:
-                login = log_in(node, username=username, password=password, code=code, days=days)
+                path, person = "/sessions", {**person, **({"code": code} if code else {})}
+            with logged_in(node, path, person) as session:
+                login = make_token(node, session, days)
     remark(f"logged in to {login.url} for {days} days; the login lies in {login.save()}")
-
-
-def _password(file: Path | None, *, confirm: bool) -> str:
-    if file is not None:
-        return file.read_text(encoding="utf-8").rstrip("\r\n")
-    text: str = typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
-    return text

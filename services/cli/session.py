@@ -1,12 +1,15 @@
-"""Logging in from a program: a session for the moment it takes to make a token, then no session any more."""
+"""Being logged in as a person, from a program: what only people may do, such as making tokens, needs a session."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import typer
 
 from ppdd_core.errors import BadConfigError
 from services.auth.dependencies import CSRF_HEADER
@@ -24,32 +27,32 @@ def split_link(link: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}", parts.fragment
 
 
-def set_up(
-    node: Node, *, token: str, username: str, display_name: str, password: str, days: int
-) -> Login:
-    """Make the node's first administrator and return a login of theirs."""
-    body = {
-        "token": token,
-        "username": username,
-        "display_name": display_name,
-        "password": password,
-    }
-    return _token(node, node.post("/setup", body), days)
+def read_password(file: Path | None, *, confirm: bool = False) -> str:
+    """Return the password in `file`, or as a person types it."""
+    if file is not None:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    text: str = typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
+    return text
 
 
-def log_in(node: Node, *, username: str, password: str, code: str | None, days: int) -> Login:
-    """Return a login made with a password (and a one-time code, where the account asks for one)."""
-    body = {"username": username, "password": password, **({"code": code} if code else {})}
-    return _token(node, node.post("/sessions", body), days)
+@contextmanager
+def logged_in(node: Node, path: str, credentials: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    """Hold a session on `node`, made by posting credentials to `/sessions` or `/setup`; it ends with the block.
+
+    Yields the session. Its cookie lies in the client meanwhile, and every request carries what belongs to it.
+    """
+    session: dict[str, Any] = node.post(path, credentials)
+    node.client.headers[CSRF_HEADER] = session["csrf"]
+    try:
+        yield session
+    finally:
+        node.delete(f"/sessions/{session['id']}")
+        del node.client.headers[CSRF_HEADER]
+        node.client.cookies = httpx2.Cookies()
 
 
-def _token(node: Node, session: Mapping[str, Any], days: int) -> Login:
-    """Make a token with every scope of the role, and end the session: its cookie lies in the client until then."""
-    csrf = {CSRF_HEADER: session["csrf"]}
+def make_token(node: Node, session: Mapping[str, Any], days: int) -> Login:
+    """Return a login by a token with every scope of the person's role; one's own account is not among them."""
     scopes = sorted(role_scopes(Role(session["user"]["role"])))
-    made = node.post(
-        "/tokens", {"name": "ppdd login", "scopes": scopes, "days": days}, headers=csrf
-    )
-    node.delete(f"/sessions/{session['id']}", headers=csrf)
-    node.client.cookies = httpx2.Cookies()
+    made = node.post("/tokens", {"name": "ppdd login", "scopes": scopes, "days": days})
     return Login(node.login.url, made["token"], node.login.ca_file)
