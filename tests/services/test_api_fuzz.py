@@ -57,7 +57,7 @@ schemathesis.serializer.alias(
 class Target:
     """A node with one thing of each kind, and who may ask it."""
 
-    schema: schemathesis.BaseSchema
+    schema: Any  # Schemathesis ships no types for what is asked of it here
     client: TestClient
     headers: dict[str, dict[str, str]]
     things: dict[str, str]
@@ -126,7 +126,7 @@ def test_answers_are_those_described(target: Target, operation_id: str) -> None:
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy(), there=st.booleans())
-    def ask(case: schemathesis.Case, there: bool) -> None:
+    def ask(case: Any, there: bool) -> None:
         if there or operation_id == FOLLOW:
             asked = [name for name in case.path_parameters if name in target.things]
             case.path_parameters.update({name: target.things[name] for name in asked})
@@ -142,7 +142,7 @@ def test_answers_are_those_described(target: Target, operation_id: str) -> None:
     ask()
 
 
-def _request(case: schemathesis.Case, headers: dict[str, str]) -> dict[str, Any]:
+def _request(case: Any, headers: dict[str, str]) -> dict[str, Any]:
     """Return a case as the test client takes it, sent by a caller of ours."""
     sent = case.as_transport_kwargs(base_url="http://testserver")
     sent["content"] = sent.pop("data", None)

@@ -44,6 +44,11 @@ def chained() -> Exception:
             RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out-of-memory", True, True,
             id="torch out of memory",
         ),
+        pytest.param(
+            ImportError("libtorch.so: failed to map segment from shared object"), "out-of-memory", True, True,
+            id="library without room",
+        ),
+        pytest.param(OSError(errno.ENOMEM, "no"), "out-of-memory", True, True, id="no memory"),
         pytest.param(StoreError("away"), "store-unavailable", True, True, id="store away"),
         pytest.param(UnavailableError("away"), "unavailable", True, True, id="peer away"),
         pytest.param(

@@ -153,3 +153,13 @@ def test_a_courier_leaves_what_computes_alone(make_node: Callable[..., Node]) ->
     job_id = node.check()
     supervise.work(node.post("pull@test"), job_id)
     assert node.job(job_id).state == "queued"
+
+
+def test_a_job_without_enough_memory_says_so(make_node: Callable[..., Node]) -> None:
+    node = make_node(PPDD_JOBS__MEMORY_BYTES=str(400 * 2**20))
+    job_id = node.check(image_size=512)
+    supervise.work(node.post(), job_id)
+    job = node.job(job_id)
+    assert job.state == "queued"
+    assert job.error is not None and job.error["slug"] == "out-of-memory"
+    assert "PPDD_WORKER__PROCESSES" in job.error["detail"]

@@ -382,7 +382,8 @@ HOSTILE: dict[Any, Any] = {
 
 def test_whatever_detail_is_given_reads_back_as_it_was_hashed(resources: Resources) -> None:
     with resources.sessions.begin() as session:
-        service.record(session, Actor("user", "x" * 99, "n" * 999), "a" * 99, "s\x00" * 400, detail=HOSTILE)  # fmt: skip
+        actor = Actor("user", "x" * 99, "n" * 999)
+        service.record(session, actor, "a" * 99, "s\x00" * 400, detail=HOSTILE)
     assert check(resources).intact
 
 
