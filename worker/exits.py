@@ -12,3 +12,9 @@ class Exit(IntEnum):
     LOST = 3  # nothing: the job belongs to somebody else by now
     UNRECORDED = 75  # it could not be written down, because the database did not answer
     STOPPED = 130  # it was asked to stop, and what it had is on disk
+
+
+MEMORY_ADVICE = (
+    "train fewer teachers side by side (PPDD_WORKER__PROCESSES), take fewer images per student step "
+    "(distill.batch_syn), or give the worker more memory"
+)

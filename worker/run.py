@@ -40,12 +40,13 @@ from services.kit.resources import Resources, open_resources
 from services.kit.storage import ObjectDamagedError, ObjectMissingError, StoreError, StoreFullError
 from services.settings import LogSettings, Settings, load_settings
 from worker.context import JobContext, Outcome
-from worker.exits import Exit
+from worker.exits import MEMORY_ADVICE, Exit
 from worker.memory import PeakMemory
 from worker.patience import insist
 
 TASKS = {kind: f"worker.tasks.{kind.value}" for kind in Kind}
 PR_SET_PDEATHSIG = 1
+NO_MEMORY = ("can't allocate memory", "can't start new thread", "failed to map segment")
 FOLDER_SECONDS = 60.0  # to wait for an earlier attempt whose process is just being ended
 
 
@@ -172,8 +173,11 @@ def explain(error: Exception) -> Failure:
     if isinstance(error, StoreFullError) or _errno(error) in (errno.ENOSPC, errno.EDQUOT):
         detail = "the disk is full; free space, then resume the job: it goes on from what it kept"
         return Failure("disk-full", f"{detail} ({error})")
-    if isinstance(error, TeacherKilledError | MemoryError):
-        return Failure("out-of-memory", str(error) or "memory ran out", retry=True)
+    if isinstance(error, TeacherKilledError):
+        return Failure("out-of-memory", str(error), retry=True)
+    if _is_out_of_memory(error):
+        _tell(error)
+        return Failure("out-of-memory", f"memory ran out; {MEMORY_ADVICE}", retry=True)
     if isinstance(error, ObjectMissingError | ObjectDamagedError):
         return Failure(error.slug, error.detail, resumable=False)
     if isinstance(error, StoreError | UnavailableError):
@@ -190,8 +194,6 @@ def explain(error: Exception) -> Failure:
             slug, blank_names(str(error)) if isinstance(error, SourceError) else str(error)
         )
     _tell(error)
-    if _is_out_of_memory(error):
-        return Failure("out-of-memory", f"memory ran out: {error}", retry=True)
     detail = "a fault of the program; the job's log has the details for whoever mends it"
     return Failure("internal", f"{detail} ({type(error).__name__})")
 
@@ -213,8 +215,13 @@ def _errno(error: BaseException) -> int | None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch has no class of its own for it on the CPU
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """Return whether memory is what was missing; torch, threads and libraries have no class of their own for it."""
+    said = any(text in str(error) for text in NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or _errno(error) == errno.ENOMEM
+        or (isinstance(error, RuntimeError | ImportError) and said)
+    )
 
 
 _stopped = False

@@ -26,7 +26,7 @@ from services.jobs.service import Failure
 from services.kit.resources import Resources
 from worker.child import Child
 from worker.device import same_kind
-from worker.exits import Exit
+from worker.exits import MEMORY_ADVICE, Exit
 from worker.joblog import JobLog
 from worker.lease import RETRY_SECONDS, Lease
 
@@ -68,8 +68,7 @@ class Ending:
             return Failure(
                 "out-of-memory",
                 "the job's process was killed, most likely because memory ran out; it goes on from what it kept. If "
-                "this happens again, train fewer teachers side by side (PPDD_WORKER__PROCESSES), take fewer images "
-                "per student step (distill.batch_syn), or give the worker more memory",
+                f"this happens again, {MEMORY_ADVICE}",
                 retry=True,
             )
         if self.code < 0:
