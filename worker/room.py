@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from services.kit.problems import ServiceError
 from services.kit.resources import Resources
-
-
-class DiskFullError(ServiceError):
-    """There is too little room for what the job would write."""
-
-    status, slug, title = 507, "disk-full", "There is too little free space"
+from services.kit.spool import DiskFullError
 
 
 def require_room(resources: Resources, needed_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -103,8 +104,9 @@ class FolderStore:
         """Remove files that a write, broken off before that moment, left without a name."""
         with _failing("tidying up the store"):
             for path in (self.root / INCOMING).glob("*"):
-                if path.lstat().st_mtime < before.timestamp():
-                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # it has its name by now
+                    if path.lstat().st_mtime < before.timestamp():
+                        path.unlink()
 
     def check(self) -> None:
         """Raise StoreError if nothing can be written and read now."""

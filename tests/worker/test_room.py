@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from services.kit.spool import DiskFullError
 from tests.worker.conftest import Node
-from worker.room import DiskFullError, require_room
+from worker.room import require_room
 
 
 def test_what_fits_may_begin(node: Node) -> None:

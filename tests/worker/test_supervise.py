@@ -66,10 +66,22 @@ def cancel(node: Node, job_id: UUID) -> None:
         jobs.request_cancel(session, node.owner, job_id)
 
 
+def while_it_stands_still(child: int, act: Callable[[], None]) -> None:
+    """Freeze the process, act, and let it go on once it has been asked to stop: it cannot finish first."""
+    os.kill(child, signal.SIGSTOP)
+    act()
+    asked = 1 << (signal.SIGTERM - 1)
+    status = Path(f"/proc/{child}/status")
+    wait_until(
+        lambda: bool(int(status.read_text().split("ShdPnd:")[1].split()[0], 16) & asked), "a signal"
+    )
+    os.kill(child, signal.SIGCONT)
+
+
 def test_a_cancelled_job_stops_in_order(node: Node) -> None:
     job_id = node.check(image_size=256)
-    with supervised(node.post(), job_id):
-        cancel(node, job_id)
+    with supervised(node.post(), job_id) as child:
+        while_it_stands_still(child, lambda: cancel(node, job_id))
     assert node.job(job_id).state == "cancelled"
     assert attempts(node, job_id) == [("cancelled", None)]
 
@@ -86,8 +98,8 @@ def test_what_does_not_stop_is_killed(make_node: Callable[..., Node]) -> None:
 
 def test_a_worker_that_stops_gives_its_job_back(node: Node) -> None:
     job_id, stopping = node.check(image_size=256), threading.Event()
-    with supervised(node.post(stopping=stopping.is_set), job_id):
-        stopping.set()
+    with supervised(node.post(stopping=stopping.is_set), job_id) as child:
+        while_it_stands_still(child, stopping.set)
     job = node.job(job_id)
     assert (job.state, job.attempts, job.retry_at) == ("queued", 0, None)
     assert attempts(node, job_id) == [("stopped", None)]
