@@ -46,7 +46,7 @@ def test_a_message_delivered_twice_runs_once(node: Node) -> None:
 
 
 def test_a_killed_process_is_tried_again_and_goes_on(node: Node) -> None:
-    job_id = node.check(image_size=128)
+    job_id = node.check(image_size=256)
     with supervised(node.post(), job_id) as child:
         os.kill(child, signal.SIGKILL)
     job = node.job(job_id)
