@@ -49,16 +49,16 @@ from services.auth.service import (
     WrongCodeError,
 )
 from services.auth.throttle import LoginThrottledError
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep
+from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
 from services.kit.problems import BadRequestError, NotFoundError
 
-setup = APIRouter(prefix="/setup", tags=["setup"])
-sessions = APIRouter(prefix="/sessions", tags=["sessions"])
-account = APIRouter(prefix="/account", tags=["account"])
-tokens = APIRouter(prefix="/tokens", tags=["tokens"])
-users = APIRouter(prefix="/users", tags=["users"])
+setup = APIRouter(prefix="/setup", tags=["setup"], route_class=ThreadRoute)
+sessions = APIRouter(prefix="/sessions", tags=["sessions"], route_class=ThreadRoute)
+account = APIRouter(prefix="/account", tags=["account"], route_class=ThreadRoute)
+tokens = APIRouter(prefix="/tokens", tags=["tokens"], route_class=ThreadRoute)
+users = APIRouter(prefix="/users", tags=["users"], route_class=ThreadRoute)
 
 Username = Annotated[
     str | None, Query(max_length=64, description="Whose; for stewards and admins.")

@@ -25,7 +25,7 @@ from services.catalogue.schemas import (
     VersionDetail,
     YankIn,
 )
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep
+from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
@@ -45,7 +45,7 @@ from services.kit.spool import (
 )
 from services.kit.storage import ObjectDamagedError, StoreError
 
-router = APIRouter(prefix="/packages", tags=["packages"])
+router = APIRouter(prefix="/packages", tags=["packages"], route_class=ThreadRoute)
 
 ZIP = "application/zip"
 VERSION = "/{site}/{name}/versions/{version}"

@@ -33,7 +33,7 @@ from services.datasets.service import (
     Description,
 )
 from services.kit.db import READONLY
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep, StoreDep
+from services.kit.http import ResourcesDep, SessionDep, SettingsDep, StoreDep, ThreadRoute
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import Cursor, Limit, Page, link_next
@@ -47,7 +47,7 @@ from services.kit.spool import (
 )
 from services.kit.storage import StoreError, StoreFullError, read_all
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=ThreadRoute)
 
 MAX_THUMBNAIL = 2**20  # bytes
 ZIP_BODY = {

@@ -26,7 +26,7 @@ from services.jobs.models import ENDED, Job, State
 from services.jobs.service import IdempotencyConflictError
 from services.jobs.submit import UnusableDatasetError
 from services.jobs.waiting import preferred_wait, wait_for
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep
+from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.limits import IMAGES
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
@@ -35,7 +35,7 @@ from services.kit.resources import Resources
 from services.kit.spool import BrokenOffError, DiskFullError
 from services.kit.storage import ObjectDamagedError, StoreError, StoreFullError
 
-router = APIRouter(prefix="/detectors", tags=["detectors"])
+router = APIRouter(prefix="/detectors", tags=["detectors"], route_class=ThreadRoute)
 
 DetectorId = Annotated[UUID, Path(description="The detector's id.")]
 FileName = Annotated[str, Path(max_length=100, examples=["detector.json", "weights.safetensors"])]

@@ -27,12 +27,12 @@ from services.jobs.schemas import (
     PresetOut,
     summary,
 )
-from services.kit.http import ResourcesDep, SessionDep
+from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
 from services.kit.problems import BadRequestError, ForbiddenError, NotFoundError
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ThreadRoute)
 
 LAST = 2**63 - 1  # the largest id of an event or a line
 STREAM, JSON = "text/event-stream", "application/json"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from fastapi.concurrency import contextmanager_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
+from services.kit.db import READONLY
 from services.kit.resources import Resources
 from services.kit.storage import ObjectStore
 from services.settings import Settings
@@ -23,6 +27,36 @@ def operation_id(route: object) -> str:
     """
     tags = getattr(route, "tags", None) or ["untagged"]
     return f"{tags[0]}_{getattr(route, 'name', '')}"
+
+
+class ThreadRoute(APIRoute):
+    """A route whose plain function runs in a thread and hands its connection back before it leaves it.
+
+    Every router has it as `route_class`. FastAPI's own route validates the answer in a second thread, the session still
+    open: with many callers, all threads then wait for connections whose holders wait for a thread.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **given: Any) -> None:
+        super().__init__(path, _threaded(endpoint), **given)
+
+
+def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(endpoint):
+        return endpoint
+
+    def call(values: dict[str, Any]) -> Any:
+        try:
+            return endpoint(**values)
+        finally:
+            for value in values.values():
+                if isinstance(value, Session) and value.info.get(READONLY):
+                    value.close()
+
+    @functools.wraps(endpoint)
+    async def run(**values: Any) -> Any:
+        return await run_in_threadpool(call, values)
+
+    return run
 
 
 def resources_of(request: Request) -> Resources:

@@ -28,6 +28,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -186,6 +187,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(PoolTimeoutError, _no_connection)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -236,18 +238,28 @@ def _database(_request: Request, error: Exception) -> JSONResponse:
         "database.error", error=type(error.orig).__name__, invalidated=error.connection_invalidated
     )
     if error.connection_invalidated or type(error).__name__ == "OperationalError":
-        return respond(
-            503,
-            "database-unavailable",
-            "The database does not answer",
-            "try again in a moment",
-            headers={"Retry-After": "5"},
-        )
+        return _later()
     return respond(
         500,
         "internal",
         ServiceError.title,
         "the administrator finds this correlation id in the log",
+    )
+
+
+def _no_connection(_request: Request, _error: Exception) -> JSONResponse:
+    """All connections were in use for longer than anybody should wait."""
+    log.error("database.busy")
+    return _later()
+
+
+def _later() -> JSONResponse:
+    return respond(
+        503,
+        "database-unavailable",
+        "The database does not answer",
+        "try again in a moment",
+        headers={"Retry-After": "5"},
     )
 
 

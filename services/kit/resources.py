@@ -52,6 +52,7 @@ class Resources:
         if self.engine.dialect.name == "postgresql":
             options["isolation_level"] = "AUTOCOMMIT"
         made = make_sessions(self.engine.execution_options(**options))
+        made.configure(info={READONLY: True})
         event.listen(made, "before_flush", _refuse_to_write)
         return made
 

@@ -14,7 +14,7 @@ from ppdd_core.package.manifest import FORMAT_VERSION
 from ppdd_core.package.signature import fingerprint
 from services.jobs import workers
 from services.jobs.models import Kind
-from services.kit.http import ResourcesDep, SessionDep
+from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.migrate import revision_state
 from services.kit.openapi import problem_responses
 from services.kit.problems import NotFoundError
@@ -35,8 +35,8 @@ from services.system.schemas import (
 
 API_VERSIONS = ["/api/v1"]
 
-router = APIRouter(prefix="/system", tags=["system"])
-public = APIRouter(tags=["system"])
+router = APIRouter(prefix="/system", tags=["system"], route_class=ThreadRoute)
+public = APIRouter(tags=["system"], route_class=ThreadRoute)
 
 
 @router.get("/live", summary="Is the process alive?")
