@@ -70,11 +70,14 @@ def make_worker(settings: Settings, place: Place, board: Board) -> Celery:
             return
         with open_resources(settings) as resources:
             board.job_id = asked
+            # a service manager may send its signal to every process of the worker, not to the first alone
+            signal.signal(signal.SIGTERM, lambda *_: board.stop())
             try:
                 body(supervise.Post(resources, place.name, environ, board.stopping), asked)
             except DBAPIError as err:  # the reconciler rings again
                 log.warning("message.dropped", job_id=job_id, error=type(err).__name__)
             finally:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 board.job_id = None
 
     def add(name: str, body: Body) -> None:

@@ -48,10 +48,13 @@ class Lease(threading.Thread):
             try:
                 with self._sessions.begin() as session:
                     self.stop_asked = self._renew(session)
+                if time.monotonic() > self._until:
+                    log.warning("lease.late", seconds=round(time.monotonic() - asked_at, 1))
                 self._until = asked_at + self._seconds
                 wait = self._settings.heartbeat_seconds
-            except LostJobError:
+            except LostJobError as err:
                 self.taken = True
+                log.info("lease.ended", reason=err.detail)
                 return
             except DBAPIError as err:
                 log.warning("lease.unrenewed", error=type(err).__name__)

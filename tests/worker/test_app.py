@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_a_database_without_tables_is_refused_in_one_line(make_node: Callable[..
 
 @contextmanager
 def running(node: Node) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-m", "worker"], env=node.environ) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker"], env=node.environ, start_new_session=True
+    ) as process:
         try:
             yield process
         finally:
@@ -76,7 +79,7 @@ def test_a_ring_is_answered_and_a_signal_gives_the_job_back(node: Node) -> None:
             (row,) = session.scalars(select(Worker)).all()
         assert row.name.startswith("cpu") and row.free_disk_bytes > 0
         wait_until(lambda: bool(node.job(second).progress), "the second one to begin")
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as a service manager does: to all of them
         assert process.wait(60) == 0
     job = node.job(second)
     assert (job.state, job.attempts) in {("queued", 0), ("succeeded", 1)}
