@@ -36,8 +36,8 @@ def test_it_is_renewed_until_closed(hold: Callable[[Renew, float], Lease]) -> No
         beats.append(1)
         return False
 
-    lease = hold(beat, 1.0)
-    wait_until(lambda: len(beats) > 70, "beats")  # longer than one lease lasts
+    lease = hold(beat, 3.0)
+    wait_until(lambda: len(beats) > 180, "beats")  # longer than one lease lasts
     assert not lease.lost
     lease.close()
     wait_until(lambda: lease.lost, "the end", seconds=10)
@@ -82,7 +82,9 @@ def test_a_database_that_stays_away_costs_the_job_before_another_may_have_it(
         raise OperationalError("select", {}, Exception("away"))
 
     lease = hold(away, 1.0)
-    wait_until(lambda: lease.lost, "the loss", seconds=0.99)
+    wait_until(lambda: lease.lost, "the loss", seconds=10)
+    assert lease._until < time.monotonic()
+    assert lease._seconds < 1.0, "before the lease of the table ends"
     lease.close()
 
 
