@@ -85,6 +85,7 @@ _HEAD: dict[int | str, dict[str, Any]] = {
     "",
     name="list",
     summary="List and search packages",
+    response_model=Page[PackageSummary],
     responses=problem_responses(BadRequestError),
 )
 def list_packages(
@@ -100,7 +101,7 @@ def list_packages(
     label: Annotated[str | None, Query(alias="class", max_length=200, description="A class it holds.")] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> Page[PackageSummary]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Return the packages that have a version of that kind, the newest package first, each with its newest such one.
 
     Other hospitals see what this one has released or yanked, and nothing else.
@@ -116,7 +117,7 @@ def list_packages(
         session, principal, settings.site_id, search, cursor=cursor, limit=limit
     )
     link_next(request, response, following)
-    return Page(items=[PackageSummary.of(*pair) for pair in found], next=following)
+    return {"items": [PackageSummary.fields(*pair) for pair in found], "next": following}
 
 
 @router.post(

@@ -36,7 +36,7 @@ class VersionSummary(BaseModel):
     yanked_at: datetime | None
 
     @classmethod
-    def of(cls, row: PackageVersion | AnyRow) -> VersionSummary:
+    def of(cls, row: PackageVersion) -> VersionSummary:
         """Return what a list shows of a row."""
         return cls(**_shared(row))
 
@@ -48,10 +48,10 @@ class PackageSummary(BaseModel):
     name: str = Field(examples=["cxr"])
     newest: VersionSummary
 
-    @classmethod
-    def of(cls, package: AnyRow, newest: AnyRow) -> PackageSummary:
-        """Return what a list shows of a package."""
-        return cls(site=package.site, name=package.name, newest=VersionSummary.of(newest))
+    @staticmethod
+    def fields(package: AnyRow, newest: AnyRow) -> dict[str, Any]:
+        """Return what a list shows of a package, as values that are validated when the answer is."""
+        return {"site": package.site, "name": package.name, "newest": newest._asdict()}
 
 
 class PackageDetail(BaseModel):
@@ -204,7 +204,7 @@ class YankIn(BaseModel):
     )
 
 
-def _shared(row: PackageVersion | AnyRow) -> dict[str, Any]:
+def _shared(row: PackageVersion) -> dict[str, Any]:
     return {name: getattr(row, name) for name in VersionSummary.model_fields}
 
 

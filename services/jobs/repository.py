@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Select, delete, func, or_, select
+from sqlalchemy import CursorResult, Select, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Delete, Update
 
@@ -70,10 +70,12 @@ def summaries(
     *, kind: str | None, state: str | None, dataset_id: UUID | None, owner_id: UUID | None
 ) -> Select[*tuple[Any, ...]]:
     """Return the statement of a list: what it shows of each job, with the names of its owner and dataset."""
+    ended = Job.state.in_([state.value for state in ENDED])
+    progress = case((ended, None), else_=Job.progress).label("progress")
     statement = (
         select(
             Job.id, Job.kind, Job.state, Job.title, Job.created_at, Job.started_at, Job.finished_at,
-            Job.cancel_requested_at, Job.progress, User.username.label("owner"), SourceDataset.name.label("dataset"),
+            Job.cancel_requested_at, progress, User.username.label("owner"), SourceDataset.name.label("dataset"),
         )
         .join(User, User.id == Job.owner_id)
         .outerjoin(SourceDataset, SourceDataset.id == Job.dataset_id)

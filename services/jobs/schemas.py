@@ -158,7 +158,7 @@ class JobSummary(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     cancelling: bool = Field(description="Asked to stop, and still running.")
-    progress: ProgressOut | None
+    progress: ProgressOut | None = Field(description="In a list: null once the job has ended.")
 
 
 class AttemptOut(BaseModel):
