@@ -83,7 +83,6 @@ def test_a_database_that_stays_away_costs_the_job_before_another_may_have_it(
 
     lease = hold(away, 1.0)
     wait_until(lambda: lease.lost, "the loss", seconds=10)
-    assert lease._until < time.monotonic()
     assert lease._seconds < 1.0, "before the lease of the table ends"
     lease.close()
 
