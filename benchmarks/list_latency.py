@@ -1,11 +1,13 @@
 """How long lists take: 50 readers at once of `/packages` and `/jobs`, 10,000 rows each, on PostgreSQL.
 
-    python benchmarks/list_latency.py [--seconds 40] [--readers 50] [--rows 10000] [--processes 1 2]
+    python benchmarks/list_latency.py [--seconds 40] [--readers 50] [--rows 10000] [--processes 1 2] [--pause 1]
 
 PostgreSQL, the API (in processes of its own that share a socket) and the readers all run on this machine and share its
-cores. Every reader asks for the next page as soon as it has the one before, jobs and packages in turn, and begins again
-at the first page now and then. Then one reader alone goes through all pages in order: the seconds of the first ones
-beside those of later ones. Printed as JSON.
+cores. Every reader goes on to the next page, jobs and packages in turn, and begins again at the first one now and then.
+First with a pause between two pages, as people and programs that follow something do: how long a page takes. Then
+without: how many pages there are in a second, which is all that the latency says then (readers over pages a second).
+Last, one reader alone goes through all pages in order: the time of the first ones beside that of later ones. Printed as
+JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -68,15 +71,17 @@ def main() -> None:
     options.add_argument("--readers", type=int, default=50)
     options.add_argument("--rows", type=int, default=10_000)
     options.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--pause", type=float, default=1.0, help="mean seconds between two pages")
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the servers end with this
     with postgres_server() as postgres, tempfile.TemporaryDirectory() as folder:
         settings = _settings(postgres, Path(folder))
         with open_resources(settings, send=lambda *_: None) as resources:
             token = _fill(resources, chosen.rows)
-        each = chosen.seconds / len(chosen.processes)
+        each = chosen.seconds / len(chosen.processes) / 2
         found = {
             f"{count} process{'es' if count > 1 else ''}": _measure(
-                settings, token, count, chosen.readers, each
+                settings, token, count, chosen.readers, each, chosen.pause
             )
             for count in chosen.processes
         }
@@ -165,12 +170,15 @@ def _version(package: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    settings: Settings, token: str, processes: int, readers: int, seconds: float
+    settings: Settings, token: str, processes: int, readers: int, seconds: float, pause: float
 ) -> dict[str, Any]:
     with _serving(settings, processes) as port:
-        crowd = asyncio.run(_crowd(port, token, readers, seconds))
+        crowds = {
+            name: asyncio.run(_crowd(port, token, readers, seconds, between))
+            for name, between in ((f"{pause:g} s between two pages", pause), ("no pause", 0.0))
+        }
         alone = {path: asyncio.run(_alone(port, token, path)) for path in PATHS}
-    return {"together": crowd, "one reader, page by page": alone}
+    return {**crowds, "one reader, page by page": alone}
 
 
 @contextmanager
@@ -208,7 +216,9 @@ def _await_answer(port: int) -> None:
             raise SystemExit("the API does not answer")
 
 
-async def _crowd(port: int, token: str, readers: int, seconds: float) -> dict[str, Any]:
+async def _crowd(
+    port: int, token: str, readers: int, seconds: float, pause: float
+) -> dict[str, Any]:
     times: dict[str, list[float]] = {path: [] for path in PATHS}
     errors: list[int] = []
     began = time.perf_counter()
@@ -219,6 +229,7 @@ async def _crowd(port: int, token: str, readers: int, seconds: float) -> dict[st
         stream = await asyncio.open_connection(HOST, port)
         cursors: dict[str, str | None] = dict.fromkeys(PATHS)
         turn = number
+        await asyncio.sleep(chance.uniform(0, pause))
         while time.perf_counter() < until:
             path = PATHS[turn % len(PATHS)]
             turn += 1
@@ -231,6 +242,7 @@ async def _crowd(port: int, token: str, readers: int, seconds: float) -> dict[st
                     errors.append(status)
             following = json.loads(body).get("next") if status == 200 else None
             cursors[path] = None if chance.random() < 0.1 else following
+            await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
         stream[1].close()
 
     await asyncio.gather(*(read(number) for number in range(readers)))

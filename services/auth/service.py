@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -72,6 +72,17 @@ class WrongCodeError(UnprocessableError):
     slug, title = "wrong-code", "The one-time password does not fit"
 
 
+# Columns, not objects, and made once: every request of a program asks this.
+_BY_TOKEN = (
+    select(
+        ApiToken.id, ApiToken.user_id, ApiToken.scopes, ApiToken.expires_at, ApiToken.revoked_at,
+        ApiToken.last_used_at, User.username, User.role, User.disabled_at,
+    )
+    .join(User, User.id == ApiToken.user_id)
+    .where(ApiToken.sha256 == bindparam("sha256"))
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class SignedIn:
     """A new session: the cookie's text, which is nowhere else, and what the client is told."""
@@ -88,15 +99,7 @@ def by_token(session: Session, text: str, at: datetime) -> Principal:
     """Return who holds a token; UnauthorizedError for one that is unknown, expired, revoked or of a disabled user."""
     token = None
     if _TOKEN.fullmatch(text):
-        # columns, not objects: every request of a program comes through here
-        token = session.execute(
-            select(
-                ApiToken.id, ApiToken.user_id, ApiToken.scopes, ApiToken.expires_at, ApiToken.revoked_at,
-                ApiToken.last_used_at, User.username, User.role, User.disabled_at,
-            )
-            .join(User, User.id == ApiToken.user_id)
-            .where(ApiToken.sha256 == digest(text))
-        ).one_or_none()  # fmt: skip
+        token = session.execute(_BY_TOKEN, {"sha256": digest(text)}).one_or_none()
     if token is None or token.revoked_at or token.expires_at <= at or token.disabled_at:
         raise UnauthorizedError("the token is unknown, expired or revoked; make a new one")
     return Principal(

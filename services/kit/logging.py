@@ -55,8 +55,10 @@ def configure(settings: LogSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "celery"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)  # ours decides, whatever the program has set before
+        logger.propagate = True
     logging.getLogger("alembic").setLevel(logging.WARNING)  # `database.migrated` says it once
     # Requests are counted by the metrics and, where they matter, audited; a line each would hold addresses.
     logging.getLogger("uvicorn.access").disabled = True
