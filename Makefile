@@ -7,6 +7,10 @@ LOCK := requirements-dev.lock
 STAMP := $(VENV)/.setup.stamp
 
 .DEFAULT_GOAL := help
+
+# Where it is set, every process compiles torch and all else anew: 4 s more at each start, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test check fix bench evidence container-check lock clean
 
 help: ## list the targets
