@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from services.kit.resources import Resources
-from services.kit.spool import DiskFullError
+from services.kit.room import DiskFullError
 
 
 def require_room(resources: Resources, needed_bytes: int) -> None:

@@ -35,7 +35,7 @@ from services.jobs.errors import LostJobError
 from services.jobs.models import Kind
 from services.jobs.service import Failure
 from services.kit import logging
-from services.kit.problems import CORE, ServiceError, UnavailableError
+from services.kit.errors import CORE, ServiceError, UnavailableError
 from services.kit.resources import Resources, open_resources
 from services.kit.storage import ObjectDamagedError, ObjectMissingError, StoreError, StoreFullError
 from services.settings import LogSettings, Settings, load_settings

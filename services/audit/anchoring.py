@@ -20,7 +20,7 @@ from services.audit.heads import FILE, Head, Heads, add_head, collect, save_head
 from services.audit.models import AuditEvent
 from services.audit.service import end_of, lock_end, record, verify
 from services.kit.db import now
-from services.kit.problems import ConflictError, ServiceError
+from services.kit.errors import ConflictError, ServiceError
 from services.kit.resources import Resources
 
 EVERY = timedelta(days=1)

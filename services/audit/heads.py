@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.package.signature import fingerprint_of_bytes
 from services.audit.models import AuditHead
-from services.kit.problems import UnprocessableError
+from services.kit.errors import UnprocessableError
 
 FILE = "audit-head.json"
 FORMAT = "ppdd-audit-head/1"

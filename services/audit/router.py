@@ -12,10 +12,10 @@ from pydantic import AfterValidator, AwareDatetime
 from services.audit import anchoring, service
 from services.audit.actor import Actor
 from services.audit.schemas import EventOut, VerificationOut
+from services.kit.errors import BadRequestError
 from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import BadRequestError
 
 router = APIRouter(prefix="/audit-events", tags=["audit"], route_class=ThreadRoute)
 

@@ -18,7 +18,7 @@ from services.audit.chain import GENESIS, Fault, Link, Verification, hash_facts,
 from services.audit.heads import BadHeadError, Head, Heads, parse_head, sort_out, text_of
 from services.audit.models import AuditEvent
 from services.kit.db import now
-from services.kit.problems import BadRequestError
+from services.kit.errors import BadRequestError
 from services.kit.text import clean
 
 LOCK = 0x70706464  # PostgreSQL's advisory lock for the end of the chain

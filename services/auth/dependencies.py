@@ -20,8 +20,8 @@ from services.auth.permissions import PERMISSIONS, Rule, Scope
 from services.auth.principal import Principal
 from services.auth.throttle import RefusalMeter
 from services.kit.db import now
+from services.kit.errors import ForbiddenError, ServiceError, UnauthorizedError
 from services.kit.http import SAFE, operation_id, resources_of
-from services.kit.problems import ForbiddenError, ServiceError, UnauthorizedError
 from services.kit.resources import Resources
 from services.kit.secrets import same
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
 from services.auth.models import OneTimeLink
-from services.kit.problems import ServiceError
+from services.kit.errors import ServiceError
 from services.kit.secrets import digest, new_token
 
 LASTS = timedelta(hours=24)

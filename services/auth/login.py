@@ -22,7 +22,7 @@ from services.auth.permissions import Role
 from services.auth.principal import Principal
 from services.auth.service import SignedIn
 from services.kit.db import now
-from services.kit.problems import UnauthorizedError, UnprocessableError
+from services.kit.errors import UnauthorizedError, UnprocessableError
 from services.kit.resources import Resources
 
 

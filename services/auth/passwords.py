@@ -11,7 +11,7 @@ from functools import cache
 from pwdlib import PasswordHash
 from pwdlib.exceptions import PwdlibError
 
-from services.kit.problems import UnprocessableError
+from services.kit.errors import UnprocessableError
 
 SHORTEST, LONGEST = 12, 512  # characters
 _FEWEST_KINDS = 5  # different characters

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from services.audit.actor import Actor
 from services.auth.permissions import Role, Scope
-from services.kit.problems import ForbiddenError
+from services.kit.errors import ForbiddenError
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,10 +49,10 @@ from services.auth.service import (
     WrongCodeError,
 )
 from services.auth.throttle import LoginThrottledError
+from services.kit.errors import BadRequestError, NotFoundError
 from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import BadRequestError, NotFoundError
 
 setup = APIRouter(prefix="/setup", tags=["setup"], route_class=ThreadRoute)
 sessions = APIRouter(prefix="/sessions", tags=["sessions"], route_class=ThreadRoute)

@@ -24,14 +24,14 @@ from services.auth.models import ApiToken, LoginSession, RecoveryCode, User
 from services.auth.permissions import Role, Scope, role_scopes
 from services.auth.principal import Principal
 from services.kit.db import new_id, now
-from services.kit.paging import page_rows
-from services.kit.problems import (
+from services.kit.errors import (
     ConflictError,
     ForbiddenError,
     NotFoundError,
     UnauthorizedError,
     UnprocessableError,
 )
+from services.kit.keyset import page_rows
 from services.kit.secrets import TOKEN_PREFIX, Vault, digest, new_token
 from services.kit.text import clean
 from services.settings import SessionSettings, Settings

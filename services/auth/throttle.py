@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from services.auth.models import LoginThrottle
-from services.kit.problems import TooManyError
+from services.kit.errors import TooManyError
 from services.settings import SessionSettings
 
 # A ward sits behind one address; and a forgotten password must not lock out a hospital.

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from services.kit.problems import ServiceError
+from services.kit.errors import ServiceError
 from services.kit.storage import ObjectStore, StoreError
 
 log = structlog.get_logger(__name__)

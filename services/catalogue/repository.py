@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, contains_eager, defer
 
 from services.catalogue.models import Package, PackageFile, PackageVersion, VersionState
-from services.kit.paging import AnyRow, page_columns
+from services.kit.keyset import AnyRow, page_columns
 
 # What a list shows of a version, and no more.
 _SHOWN = (

@@ -25,24 +25,14 @@ from services.catalogue.schemas import (
     VersionDetail,
     YankIn,
 )
+from services.kit.errors import BadRequestError, NotFoundError, TooLargeError, UnprocessableError
 from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import (
-    BadRequestError,
-    NotFoundError,
-    TooLargeError,
-    UnprocessableError,
-)
 from services.kit.resources import Resources
-from services.kit.spool import (
-    BrokenOffError,
-    DiskFullError,
-    OtherBytesError,
-    announced_sha256,
-    spooled,
-)
+from services.kit.room import DiskFullError
+from services.kit.spool import BrokenOffError, OtherBytesError, announced_sha256, spooled
 from services.kit.storage import ObjectDamagedError, StoreError
 
 router = APIRouter(prefix="/packages", tags=["packages"], route_class=ThreadRoute)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.catalogue.gate import Judgement
 from services.catalogue.models import Origin, PackageFile, PackageVersion, VersionState
-from services.kit.paging import AnyRow
+from services.kit.keyset import AnyRow
 
 
 class VersionSummary(BaseModel):

@@ -29,8 +29,8 @@ from services.catalogue.repository import Search
 from services.jobs.models import Job
 from services.kit import holds
 from services.kit.db import now
-from services.kit.paging import AnyRow
-from services.kit.problems import ConflictError, NotFoundError, ServiceError
+from services.kit.errors import ConflictError, NotFoundError, ServiceError
+from services.kit.keyset import AnyRow
 from services.kit.storage import ObjectStore, read_all
 
 __all__ = [

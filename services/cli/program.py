@@ -42,7 +42,7 @@ def _words(error: Exception) -> str | None:
     """Return what a person is told, None for a bug."""
     from sqlalchemy.exc import OperationalError
 
-    from services.kit.problems import ServiceError
+    from services.kit.errors import ServiceError
 
     if isinstance(error, ServiceError):
         return error.detail

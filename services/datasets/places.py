@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ppdd_core.data.names import safe_name
 from ppdd_core.errors import UnsafeSourceError
-from services.kit.problems import UnprocessableError
+from services.kit.errors import UnprocessableError
 
 MAX_SCANNED = 20_000  # directory entries looked at per root
 MAX_LISTED = 500  # of them named

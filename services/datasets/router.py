@@ -33,18 +33,13 @@ from services.datasets.service import (
     Description,
 )
 from services.kit.db import READONLY
+from services.kit.errors import NotFoundError, UnprocessableError
 from services.kit.http import ResourcesDep, SessionDep, SettingsDep, StoreDep, ThreadRoute
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import Cursor, Limit, Page, link_next
-from services.kit.problems import NotFoundError, UnprocessableError
-from services.kit.spool import (
-    BrokenOffError,
-    DiskFullError,
-    OtherBytesError,
-    announced_sha256,
-    spooled,
-)
+from services.kit.room import DiskFullError
+from services.kit.spool import BrokenOffError, OtherBytesError, announced_sha256, spooled
 from services.kit.storage import StoreError, StoreFullError, read_all
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=ThreadRoute)

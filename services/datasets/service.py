@@ -19,11 +19,11 @@ from services.auth.principal import Principal
 from services.datasets import places, repository
 from services.datasets.models import SourceDataset, Thumbnail
 from services.kit.db import READONLY, now
+from services.kit.errors import CORE, ConflictError, NotFoundError
 from services.kit.holds import holding
-from services.kit.paging import page_rows
-from services.kit.problems import CORE, ConflictError, NotFoundError
+from services.kit.keyset import page_rows
 from services.kit.resources import Resources
-from services.kit.spool import Spooled
+from services.kit.storage import Spooled
 
 State = Literal["registered", "ready", "faulty", "removed"]
 

@@ -20,12 +20,12 @@ from services.detectors.models import PredictionImage
 from services.detectors.sealing import PIECE, TAG, Sealer, new_key
 from services.detectors.service import StoredImage
 from services.jobs.models import Job
+from services.kit.errors import ServiceError, UnprocessableError
 from services.kit.holds import holding
 from services.kit.limits import IMAGES
-from services.kit.problems import ServiceError, UnprocessableError
 from services.kit.resources import Resources
-from services.kit.spool import Spooled, spooled
-from services.kit.storage import StoreError
+from services.kit.spool import spooled
+from services.kit.storage import Spooled, StoreError
 
 log = structlog.get_logger(__name__)
 

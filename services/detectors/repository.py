@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from services.datasets.models import SourceDataset
 from services.detectors.models import Detector, DetectorState, Evaluation, PredictionImage
 from services.jobs.models import ENDED, Job
-from services.kit.paging import page_rows
+from services.kit.keyset import page_rows
 
 
 def list_detectors(

@@ -26,13 +26,14 @@ from services.jobs.models import ENDED, Job, State
 from services.jobs.service import IdempotencyConflictError
 from services.jobs.submit import UnusableDatasetError
 from services.jobs.waiting import preferred_wait, wait_for
+from services.kit.errors import BadRequestError, ConflictError, NotFoundError, UnprocessableError
 from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
 from services.kit.limits import IMAGES
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import BadRequestError, ConflictError, NotFoundError, UnprocessableError
 from services.kit.resources import Resources
-from services.kit.spool import BrokenOffError, DiskFullError
+from services.kit.room import DiskFullError
+from services.kit.spool import BrokenOffError
 from services.kit.storage import ObjectDamagedError, StoreError, StoreFullError
 
 router = APIRouter(prefix="/detectors", tags=["detectors"], route_class=ThreadRoute)

@@ -27,7 +27,7 @@ from services.detectors.models import Detector, DetectorState, Evaluation, Predi
 from services.jobs import service as jobs
 from services.jobs.models import ENDED, Job, Kind, State
 from services.jobs.submit import UnusableDatasetError, find_dataset
-from services.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from services.kit.errors import ConflictError, NotFoundError, UnprocessableError
 from services.kit.secrets import Vault
 from services.settings import JobSettings
 

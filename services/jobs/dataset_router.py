@@ -13,9 +13,9 @@ from services.jobs import reading, submit
 from services.jobs.schemas import JobOut
 from services.jobs.service import IdempotencyConflictError
 from services.jobs.submit import UnusableDatasetError
+from services.kit.errors import NotFoundError
 from services.kit.http import SessionDep, SettingsDep, ThreadRoute
 from services.kit.openapi import problem_responses
-from services.kit.problems import NotFoundError
 
 router = APIRouter(prefix="/datasets", tags=["jobs"], route_class=ThreadRoute)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.kit.problems import ConflictError
+from services.kit.errors import ConflictError
 
 
 class LostJobError(ConflictError):

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.jobs import repository
 from services.jobs.models import ENDED, Job, JobEvent
-from services.kit.problems import ServiceError, UnavailableError
+from services.kit.errors import ServiceError, UnavailableError
 from services.kit.resources import Resources
 
 LOOK_SECONDS = 0.7  # between two looks at the table

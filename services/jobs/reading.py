@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.jobs import parts, repository, service
 from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine, Part, State
-from services.kit.paging import AnyRow, page_columns
+from services.kit.keyset import AnyRow, page_columns
 
 # The stages of an estimate in the order they run; a JSON column does not keep it.
 STAGES = ("teachers", "distillation", "evaluation", "privacy")

@@ -27,10 +27,10 @@ from services.jobs.schemas import (
     PresetOut,
     summary,
 )
+from services.kit.errors import BadRequestError, ForbiddenError, NotFoundError
 from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import BadRequestError, ForbiddenError, NotFoundError
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ThreadRoute)
 

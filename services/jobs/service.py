@@ -31,7 +31,7 @@ from services.jobs.errors import LostJobError as LostJobError
 from services.jobs.models import ENDED, Attempt, Job, JobEvent, Kind, LogLine, State
 from services.jobs.repository import changed
 from services.kit.db import now
-from services.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from services.kit.errors import ConflictError, NotFoundError, UnprocessableError
 from services.kit.queue import FETCH, WORK, enqueue
 from services.kit.secrets import Vault
 from services.kit.text import clean, plain

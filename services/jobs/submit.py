@@ -24,7 +24,7 @@ from services.jobs import repository
 from services.jobs import service as jobs
 from services.jobs.models import Job, Kind
 from services.kit.db import now
-from services.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from services.kit.errors import ConflictError, NotFoundError, UnprocessableError
 from services.settings import Settings
 
 OWN_FIELDS = {"seed": "seed", "distill.images_per_class": "images_per_class", "preset": "preset"}

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.kit import problems
+from services.kit.errors import TooLargeError
 from services.settings import LimitSettings
 
 # Bodies of these types are read as a stream by the routes that expect them.
@@ -51,7 +52,7 @@ class BodyLimitMiddleware:
         )
         declared = _declared(scope)
         if declared is None or (media_type not in STREAMED and declared > allowance.limit):
-            refused = problems.TooLargeError
+            refused = TooLargeError
             answer = problems.respond(
                 refused.status, refused.slug, refused.title, allowance.detail()
             )
@@ -66,7 +67,7 @@ class BodyLimitMiddleware:
             seen += len(message.get("body", b""))
             if seen > allowance.limit:
                 # the one error that FastAPI lets through while it reads a body
-                raise HTTPException(problems.TooLargeError.status, allowance.detail())
+                raise HTTPException(TooLargeError.status, allowance.detail())
             return message
 
         await self.app(scope, counted, send)
@@ -76,7 +77,7 @@ def expect_body(request: Request, limit: int, what: str) -> None:
     """Let this request bring up to `limit` bytes; TooLargeError where it declares more. `what` is for the message."""
     allowance = _Allowance(limit, what)
     if (_declared(request.scope) or 0) > limit:
-        raise problems.TooLargeError(allowance.detail())
+        raise TooLargeError(allowance.detail())
     held: _Allowance | None = request.scope.get(_ALLOWANCE)
     if held is not None:
         held.limit, held.what = limit, what

@@ -8,8 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.kit.problems import (
-    MEDIA_TYPE,
+from services.kit.errors import (
     ForbiddenError,
     ServiceError,
     TooLargeError,
@@ -17,6 +16,7 @@ from services.kit.problems import (
     UnavailableError,
     UnprocessableError,
 )
+from services.kit.problems import MEDIA_TYPE
 
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 # What a client of an operation with roles may send: either one.

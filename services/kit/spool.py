@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -27,13 +26,9 @@ import structlog
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from services.kit.problems import (
-    BadRequestError,
-    ServiceError,
-    TooLargeError,
-    UnprocessableError,
-)
-from services.kit.storage import CHUNK
+from services.kit.errors import BadRequestError, ServiceError, TooLargeError, UnprocessableError
+from services.kit.room import DiskFullError, Room
+from services.kit.storage import CHUNK, Spooled
 from services.settings import Settings
 
 IDLE_SECONDS = 120.0  # without a byte
@@ -48,12 +43,6 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 log = structlog.get_logger(__name__)
 
 
-class DiskFullError(ServiceError):
-    """The node's disk has no room for it."""
-
-    status, slug, title = 507, "disk-full", "There is no room on the node's disk"
-
-
 class BrokenOffError(BadRequestError):
     """The body ended before it was whole."""
 
@@ -64,15 +53,6 @@ class OtherBytesError(UnprocessableError):
     """The bytes that arrived are not those of the Content-Digest."""
 
     slug, title = "other-bytes", "Other bytes arrived than were announced"
-
-
-@dataclass(frozen=True, slots=True)
-class Spooled:
-    """A body that arrived whole."""
-
-    path: Path
-    size: int
-    sha256: str
 
 
 class _Body(Protocol):
@@ -89,7 +69,7 @@ async def spooled(
     than the disk reserve would be left free; BrokenOffError for a body that ends early or pauses for IDLE_SECONDS;
     OtherBytesError where `sha256` is given and is not that of the bytes.
     """
-    room = _Room(settings.spool_dir, settings.limits.disk_reserve_bytes)
+    room = Room(settings.spool_dir, settings.limits.disk_reserve_bytes)
     path, file = await run_in_threadpool(_create, room, declared or 0)
     try:
         with file:
@@ -132,22 +112,7 @@ def clear_spool(settings: Settings) -> int:
     return removed
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    folder: Path
-    reserve: int
-
-    def require(self, more: int) -> None:
-        """Raise DiskFullError unless `more` bytes fit and the reserve stays free."""
-        free = shutil.disk_usage(self.folder).free
-        if free - more < self.reserve:
-            raise DiskFullError(
-                f"{free >> 20:,} MiB are free and {self.reserve >> 20:,} MiB of them stay reserved; this needs "
-                f"{more >> 20:,} MiB more. Make room where the node keeps its data, or ask for less."
-            )
-
-
-async def _write(body: _Body, file: FileIO, room: _Room, limit: int) -> tuple[str, int]:
+async def _write(body: _Body, file: FileIO, room: Room, limit: int) -> tuple[str, int]:
     digest, buffer, size, looked = hashlib.sha256(), bytearray(), 0, 0
 
     def flush() -> None:
@@ -185,7 +150,7 @@ async def _write(body: _Body, file: FileIO, room: _Room, limit: int) -> tuple[st
     return digest.hexdigest(), size
 
 
-def _create(room: _Room, declared: int) -> tuple[Path, FileIO]:
+def _create(room: Room, declared: int) -> tuple[Path, FileIO]:
     try:
         room.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         room.require(declared)

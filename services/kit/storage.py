@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from services.kit.problems import ServiceError
+from services.kit.errors import ServiceError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1 << 20  # bytes read at a time
@@ -50,6 +50,15 @@ class StoreFullError(StoreError):
     """There is no room for the object."""
 
     status, slug, title = 507, "store-full", "The object store is full"
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A file on its way into the store, which arrived whole."""
+
+    path: Path
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ppdd_core import __version__
 from ppdd_core.errors import BadConfigError
 from ppdd_core.package.signature import printable
-from services.kit.problems import TooLargeError
+from services.kit.errors import TooLargeError
 from services.peers.address import NodeUrl, resolve
 from services.peers.errors import (
     PeerAnswerError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.kit.problems import UnavailableError, UnprocessableError
+from services.kit.errors import UnavailableError, UnprocessableError
 
 
 class BadNodeUrlError(UnprocessableError):

@@ -11,10 +11,10 @@ from services.jobs import reading
 from services.jobs.models import Kind, State
 from services.jobs.schemas import JobOut, JobSummary, summary
 from services.jobs.service import IdempotencyConflictError
+from services.kit.errors import BadRequestError
 from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
-from services.kit.problems import BadRequestError
 from services.peers import service
 from services.peers.errors import AddressRefusedError, BadNodeUrlError
 from services.peers.schemas import PullIn

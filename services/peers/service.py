@@ -12,7 +12,7 @@ from services.auth.principal import Principal
 from services.catalogue import service as catalogue
 from services.jobs import service as jobs
 from services.jobs.models import Job, Kind
-from services.kit.problems import NotFoundError, UnprocessableError
+from services.kit.errors import NotFoundError, UnprocessableError
 from services.kit.secrets import Vault
 from services.peers.address import parse_node_url
 from services.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.kit.problems import CORE, NotFoundError, ServiceError
+from services.kit.errors import CORE, NotFoundError, ServiceError
 
 # What to do, where the class of the error alone says it. A problem's own `detail` says it more exactly.
 ADVICE = {

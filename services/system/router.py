@@ -14,10 +14,10 @@ from ppdd_core.package.manifest import FORMAT_VERSION
 from ppdd_core.package.signature import fingerprint
 from services.jobs import workers
 from services.jobs.models import Kind
+from services.kit.errors import NotFoundError
 from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
 from services.kit.migrate import revision_state
 from services.kit.openapi import problem_responses
-from services.kit.problems import NotFoundError
 from services.system import metrics as gauges
 from services.system import pages, service
 from services.system.schemas import (

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from services.kit.problems import CORE, ServiceError
+from services.kit.errors import CORE, ServiceError
 from services.system.pages import PLAIN, all_pages, error_classes
 
 ROOT = Path(__file__).resolve().parents[2]

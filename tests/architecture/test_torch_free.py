@@ -51,10 +51,10 @@ for name in sys.argv[2:]:
 """
 
 
-def heavy_imports(*modules: str) -> str:
+def heavy_imports(*modules: str, heavy: tuple[str, ...] = HEAVY) -> str:
     """Return what a fresh interpreter says of importing `modules` one after the other; empty is good."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, ",".join(HEAVY), *modules],
+        [sys.executable, "-c", PROBE, ",".join(heavy), *modules],
         capture_output=True,
         text=True,
         check=False,
@@ -101,6 +101,12 @@ def test_every_module_of_the_node_imports_without_torch() -> None:
 
 def test_the_worker_that_supervises_imports_without_torch() -> None:
     assert heavy_imports("worker.app", "worker.__main__") == ""
+
+
+def test_a_jobs_process_starts_without_the_http_framework() -> None:
+    # what its tasks import is a contract in pyproject.toml; torch itself would take seconds here
+    assert heavy_imports("worker.run", "worker.app", heavy=("fastapi", "starlette")) == ""
+    assert "imports fastapi" in heavy_imports("services.kit.problems", heavy=("fastapi",))
 
 
 def test_the_probe_notices_torch() -> None:

@@ -22,7 +22,7 @@ from services.catalogue.models import PackageVersion
 from services.jobs import service as jobs
 from services.jobs.models import Job, JobEvent
 from services.kit.db import Base, new_id
-from services.kit.problems import ServiceError
+from services.kit.errors import ServiceError
 from services.kit.resources import Resources, open_resources
 from services.peers import client
 from services.peers import service as peers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.kit.spool import DiskFullError
+from services.kit.room import DiskFullError
 from tests.worker.conftest import Node
 from worker.room import require_room
 

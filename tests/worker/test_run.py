@@ -16,7 +16,7 @@ from ppdd_core.errors import (
     TrainingError,
 )
 from services.jobs.models import Kind
-from services.kit.problems import ConflictError, UnavailableError
+from services.kit.errors import ConflictError, UnavailableError
 from services.kit.storage import ObjectMissingError, StoreError, StoreFullError
 from worker import run
 from worker.run import TASKS, explain

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from services.catalogue import service as catalogue
 from services.catalogue.models import Origin
 from services.kit.db import now
-from services.kit.problems import ConflictError
+from services.kit.errors import ConflictError
 from services.peers import client
 from services.peers.address import parse_node_url
 from worker.context import JobContext, Outcome

@@ -22,7 +22,7 @@ from services.app import create_app
 from services.audit.models import AuditEvent
 from services.datasets.models import SourceDataset
 from services.kit import spool
-from services.kit.problems import BadRequestError
+from services.kit.errors import BadRequestError
 from services.kit.resources import Resources, open_resources
 from services.kit.spool import announced_sha256, clear_spool
 from tests.services.conftest import Login

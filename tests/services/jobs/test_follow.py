@@ -17,7 +17,7 @@ from services.jobs import follow, repository
 from services.jobs import service as jobs
 from services.jobs.models import Job
 from services.kit.db import now
-from services.kit.problems import UnauthorizedError
+from services.kit.errors import UnauthorizedError
 from services.kit.resources import Resources
 from tests.services.conftest import Login
 from tests.services.jobs.conftest import Make

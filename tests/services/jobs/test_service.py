@@ -20,7 +20,7 @@ from services.jobs.errors import LostJobError
 from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine
 from services.jobs.service import Claim, Failure
 from services.kit.db import now
-from services.kit.problems import ForbiddenError, NotFoundError, UnprocessableError
+from services.kit.errors import ForbiddenError, NotFoundError, UnprocessableError
 from services.kit.resources import Resources
 from tests.services.conftest import Bell
 from tests.services.jobs.conftest import Make, add_job, person, read

@@ -10,7 +10,7 @@ import pytest
 from services.jobs import service as jobs
 from services.jobs import waiting
 from services.kit.db import new_id
-from services.kit.problems import NotFoundError
+from services.kit.errors import NotFoundError
 from services.kit.resources import Resources
 from tests.services.jobs.conftest import Make
 

@@ -8,8 +8,9 @@ from sqlalchemy import select
 
 from services.auth.models import OneTimeLink
 from services.kit.db import now
-from services.kit.paging import link_next, page_rows
-from services.kit.problems import BadRequestError
+from services.kit.errors import BadRequestError
+from services.kit.keyset import page_rows
+from services.kit.paging import link_next
 from services.kit.resources import Resources
 
 

@@ -10,10 +10,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from ppdd_core import errors as core
 from services.kit import problems
-from services.kit.problems import (
+from services.kit.errors import (
+    CORE,
     BadRequestError,
     ConflictError,
-    CorrelationMiddleware,
     ForbiddenError,
     NotFoundError,
     ServiceError,
@@ -23,6 +23,7 @@ from services.kit.problems import (
     UnavailableError,
     UnprocessableError,
 )
+from services.kit.problems import CorrelationMiddleware
 from services.kit.storage import StoreFullError
 
 DETAIL = "what is wrong, and what to do"
@@ -158,5 +159,5 @@ def test_slugs_are_used_once() -> None:
             yield from all_of(child)
 
     slugs = [kind.slug for kind in all_of(ServiceError) if "slug" in vars(kind)]
-    slugs += [row[2] for row in problems.CORE]
+    slugs += [row[2] for row in CORE]
     assert sorted(slugs) == sorted(set(slugs))

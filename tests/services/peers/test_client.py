@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kit.problems import ServiceError, TooLargeError
+from services.kit.errors import ServiceError, TooLargeError
 from services.peers import client
 from services.peers.address import parse_node_url
 from services.peers.client import Offer, Peer
