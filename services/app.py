@@ -17,6 +17,8 @@ from services.auth.permissions import PERMISSIONS
 from services.auth.router import router as auth
 from services.auth.throttle import RefusalMeter
 from services.catalogue.router import router as catalogue
+from services.dashboard import errors as errors_of_pages
+from services.dashboard.router import router as pages
 from services.datasets.router import router as datasets
 from services.detectors.images import keep_dropping
 from services.detectors.router import router as detectors
@@ -87,14 +89,18 @@ def create_app(resources: Resources) -> FastAPI:
     app.state.resources = resources
     app.state.refusals = RefusalMeter()
     app.state.health = Health(resources)
+    app.state.guard = guard
     problems.register(app)
+    errors_of_pages.register(app)
     api = APIRouter(prefix=API, dependencies=[Depends(guard)])
     for router in ROUTERS:
         api.include_router(router)
     app.include_router(api)
     app.include_router(public, dependencies=[Depends(guard)])
+    app.include_router(pages)
     openapi.describe(app, is_public=lambda operation: not PERMISSIONS[operation].roles)
     app.add_middleware(BodyLimitMiddleware, limits=resources.settings.limits)
+    app.add_middleware(problems.BugMiddleware)
     app.add_middleware(HeadersMiddleware, tls=resources.settings.public_url.startswith("https"))
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(problems.CorrelationMiddleware)

@@ -33,11 +33,16 @@ log = structlog.get_logger(__name__)
 def guard(request: Request) -> Principal | None:
     """Let the request pass or refuse it; refusals of known callers are audited. Installed on every router.
 
+    A route with a body asks twice, before it is read and after; the first answer counts.
     The caller is looked up in a reading transaction that ends here: SQLite has one writer at a time, and neither a
     body that streams in for an hour nor the record of a refusal may find that place taken.
     """
+    if hasattr(request.state, "principal"):
+        known: Principal | None = request.state.principal
+        return known
     rule = rule_of(request.scope["route"])
     principal: Principal | None = None
+    csrf: str | None = None
     try:
         if _brings_credential(request):  # nobody is answered without the database: it may be away
             principal, csrf = _look_up(request, rule)
@@ -55,6 +60,7 @@ def guard(request: Request) -> Principal | None:
         _remember(request, principal, refusal)
         raise
     request.state.principal = principal
+    request.state.csrf = csrf if principal is not None else None
     return principal
 
 
@@ -137,10 +143,14 @@ def _look_up(request: Request, rule: Rule) -> tuple[Principal | None, str | None
 
 
 def _is_meant(request: Request, csrf: str | None) -> bool:
-    """Whether the session's owner sent this, and not a page that borrows their cookie."""
+    """Whether the session's owner sent this, and not a page that borrows their cookie.
+
+    Scripts send the value in a header; a page's form in a field, which has been read before.
+    """
     if csrf is None or request.method in SAFE:
         return True
-    return same(request.headers.get(CSRF_HEADER, ""), csrf)
+    in_form: str = getattr(request.state, "csrf_sent", "")
+    return same(request.headers.get(CSRF_HEADER) or in_form, csrf)
 
 
 def _note_use(resources: Resources, principal: Principal, at: datetime) -> None:

@@ -8,7 +8,7 @@ operation at all (else 403); and, where the row says `own`, is the thing the cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -132,6 +132,34 @@ PERMISSIONS: dict[str, Rule] = {
     "audit_verify": Rule(_AUDITING, Scope.AUDIT_READ),
     "audit_export": Rule(_AUDITING, Scope.AUDIT_READ),
 }
+
+# Pages of the dashboard: each asks what the operation beside it asks, of somebody who is logged in in a browser.
+PAGES = {
+    "overview": "system_info",
+    "log_out": "sessions_end",
+    "patterns": "system_info",
+    # source datasets and jobs
+    "datasets": "datasets_list",
+    "jobs": "jobs_list",
+    # packages and detectors
+    "packages": "packages_list",
+    "detectors": "detectors_list",
+    # people, audit log, the node
+    "audit": "audit_list",
+    "users": "users_list",
+    "system": "system_info",
+}
+PUBLIC_PAGES = frozenset(
+    {
+        "login_page", "log_in", "setup_page", "set_up", "password_page", "choose_password",
+        "choose_appearance", "static_file", "favicon",
+    }
+)  # fmt: skip
+PERMISSIONS |= {
+    f"pages_{page}": replace(PERMISSIONS[operation], scope=Scope.ACCOUNT)
+    for page, operation in PAGES.items()
+}
+PERMISSIONS |= {f"pages_{page}": PUBLIC for page in sorted(PUBLIC_PAGES)}
 
 
 def role_scopes(role: Role) -> frozenset[Scope]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from services.kit.db import READONLY
 from services.kit.queue import celery_client
 from services.kit.resources import Resources
 from services.kit.storage import StoreError
+from services.settings import Settings
 
 NEEDED = ("database", "store")  # without these a request cannot be served
 FRESH_SECONDS = (
@@ -105,6 +107,20 @@ PARTS: dict[str, Callable[[Resources], str | None]] = {
     "broker": broker_fault,
     "worker": worker_fault,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Room where the node keeps its data, in bytes."""
+
+    free: int
+    total: int
+
+
+def disk(settings: Settings) -> Disk:
+    """Return how much room there is where the node keeps its data."""
+    usage = shutil.disk_usage(settings.data_dir)
+    return Disk(free=usage.free, total=usage.total)
 
 
 def counts(session: Session) -> dict[str, dict[str, int]]:
