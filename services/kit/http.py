@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
@@ -38,6 +38,21 @@ class ThreadRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **given: Any) -> None:
         super().__init__(path, _threaded(endpoint), **given)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers requests. The app's guard comes before a body that FastAPI reads.
+
+        As a dependency alone it would come after, and tell strangers what is wrong with their JSON.
+        """
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def guarded(request: Request) -> Response:
+            await run_in_threadpool(request.app.state.guard, request)
+            return await handle(request)
+
+        return guarded
 
 
 def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -255,3 +255,19 @@ def test_an_anonymous_caller_makes_no_transaction_wait(
         session.execute(select(func.count()).select_from(LoginThrottle))
         assert client.post("/api/v1/users", json={}).status_code == 401
         assert client.get("/api/v1/setup").status_code == 200
+
+
+# ------------------------------------------------------------------------------------------ bodies
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1,", b"\xff\xfe", b'{"username": 1}', b""])
+def test_who_may_not_ask_is_told_nothing_about_the_body(
+    client: TestClient, login: Login, resources: Resources, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/api/v1/users", headers=headers, content=body).status_code == 401
+    refused = client.post("/api/v1/users", headers=headers | login("peer"), content=body)
+    assert refused.status_code == 403
+    assert len(refusals(resources)) == 1
+    told = client.post("/api/v1/users", headers=headers | login("admin"), content=body)
+    assert told.status_code in (400, 422)
