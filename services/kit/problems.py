@@ -8,6 +8,7 @@ caller.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -50,6 +51,39 @@ class CorrelationMiddleware:
             await send(message)
 
         await self.app(scope, receive, answer)
+
+
+class BugMiddleware:
+    """Answer whatever nobody has caught, inside the middlewares that add headers to every answer and count it.
+
+    The framework's own answer to an error lies outside of all of them: it would have no headers, and the error would be
+    raised on into the server, which logs it once more. An answer that has begun cannot be taken back: there the error
+    is raised on, and the server breaks the connection off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            if begun:
+                raise
+            told = scope["app"].exception_handlers[Exception](Request(scope), error)
+            response: Response = await told if inspect.isawaitable(told) else told
+            await response(scope, receive, send)
 
 
 def document(status: int, slug: str, title: str, detail: str, **facts: Any) -> dict[str, Any]:
