@@ -20,8 +20,9 @@ TELLING = (
 def without_small_classes(evaluation: dict[str, Any], small: Collection[str]) -> dict[str, Any]:
     """Return evaluation.json without what tells the size of the classes in `small`; unchanged if there are none.
 
-    No class keeps its count or its row of the confusion matrix (the missing one could be computed from the
-    others), the total is rounded down, and small classes lose the figures whose denominator they are.
+    No class keeps its count, its row of the confusion matrix (the missing one could be computed from the others) or
+    its ROC curve (whose steps are fractions of counts), the total is rounded down, and small classes lose the figures
+    whose denominator they are.
     """
     if not small:
         return evaluation
@@ -36,7 +37,8 @@ def without_small_classes(evaluation: dict[str, Any], small: Collection[str]) ->
 def _result(entry: dict[str, Any], small: Collection[str]) -> dict[str, Any]:
     kept = {name: value for name, value in entry.items() if name != "confusion"}
     kept["per_class"] = [
-        {**row, "images": None} | (dict.fromkeys(TELLING) if row["class"] in small else {})
+        {**row, "images": None, "roc": None}
+        | (dict.fromkeys(TELLING) if row["class"] in small else {})
         for row in entry["per_class"]
     ]
     return kept

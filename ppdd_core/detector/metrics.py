@@ -3,7 +3,7 @@
 Intervals are Wilson's at 95 % (Wilson 1927) and treat images as independent; where patients have several
 images they are too narrow. Which network was trained on what is the business of `evaluate`.
 
-Shape suffixes: R images, K classes.
+Shape suffixes: R images, K classes, T thresholds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ppdd_core.errors import SourceError, TrainingError
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 BINS = 15  # of the calibration error
 DIGITS = 6  # of every number in `to_dict`
+ROC_STEPS = 50  # of the false positive rate, 0 to 1, at which a ROC curve is kept
 
 Interval = tuple[float, float]
 
@@ -35,6 +36,7 @@ class ClassMetrics:
     specificity: float | None  # None: no image of any other class
     specificity_interval: Interval | None
     auroc: float | None  # None: one of the two is missing
+    roc: tuple[float, ...] | None  # true positive rate at each step of the false positive rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Metrics:
                     "specificity": _rounded(one.specificity),
                     "specificity_interval": _rounded_pair(one.specificity_interval),
                     "auroc": _rounded(one.auroc),
+                    "roc": None if one.roc is None else [round(rate, DIGITS) for rate in one.roc],
                 }
                 for one in self.per_class
             ],
@@ -131,6 +134,20 @@ def auroc(positive_R: np.ndarray, score_R: np.ndarray) -> float:
     return float((rank_R[positive_R].sum() - positives * (positives + 1) / 2) / pairs)
 
 
+def roc(positive_R: np.ndarray, score_R: np.ndarray) -> tuple[float, ...]:
+    """Return the true positive rates at `ROC_STEPS` + 1 equal steps of the false positive rate, from 0 to 1.
+
+    However many images there are, a curve is that long. Equal scores are one step of the threshold, so the curve goes
+    straight between them, as `auroc` counts them; where it rises straight up, its upper end is taken.
+    """
+    scores, place_R = np.unique(-np.asarray(score_R), return_inverse=True)
+    hits_T = np.bincount(place_R, weights=positive_R, minlength=len(scores))
+    alarms_T = np.bincount(place_R, weights=~positive_R, minlength=len(scores))
+    up_T = np.concatenate([[0.0], np.cumsum(hits_T) / hits_T.sum()])
+    along_T = np.concatenate([[0.0], np.cumsum(alarms_T) / alarms_T.sum()])
+    return tuple(_at(along_T, up_T, step / ROC_STEPS) for step in range(ROC_STEPS + 1))
+
+
 def calibration_error(
     labels_R: np.ndarray, probabilities_RK: np.ndarray, *, bins: int = BINS
 ) -> float:
@@ -162,7 +179,17 @@ def _class_metrics(
         specificity=rejected / negatives if negatives else None,
         specificity_interval=wilson(rejected, negatives) if negatives else None,
         auroc=auroc(labels_R == k, score_R) if both else None,
+        roc=roc(labels_R == k, score_R) if both else None,
     )
+
+
+def _at(along_T: np.ndarray, up_T: np.ndarray, rate: float) -> float:
+    """Return how high the curve is at `rate`, at the upper end of a rise; `along_T` begins with 0 and ends with 1."""
+    before = int(np.searchsorted(along_T, rate + 1e-12, side="right")) - 1
+    if before == len(along_T) - 1:
+        return float(up_T[before])
+    share = (rate - along_T[before]) / (along_T[before + 1] - along_T[before])
+    return float(up_T[before] + max(0.0, share) * (up_T[before + 1] - up_T[before]))
 
 
 def _check(labels_R: np.ndarray, probabilities_RK: np.ndarray, classes: int) -> None:

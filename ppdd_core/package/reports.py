@@ -13,6 +13,7 @@ from typing import Any
 from ppdd_core.package.manifest import Manifest
 
 _MOST = 20  # faults named per report
+_CURVE = 51  # points of a ROC curve: `metrics.ROC_STEPS` + 1
 _SHARES = ("accuracy", "balanced_accuracy", "macro_auroc", "calibration_error")
 
 
@@ -109,6 +110,12 @@ def _result_faults(row: Mapping[str, Any], classes: int) -> list[str]:
     per_class = row.get("per_class")
     if not _is_list_of_objects(per_class) or len(per_class or []) != classes:
         faults.append("per_class does not have one object per class")
+    else:
+        faults += [
+            f"per_class[{index}]: {fault}"
+            for index, one in enumerate(per_class or [])
+            for fault in _curve_faults(one)
+        ]
     confusion = row.get("confusion")
     if confusion is None:
         return faults
@@ -121,6 +128,24 @@ def _result_faults(row: Mapping[str, Any], classes: int) -> list[str]:
             f"its accuracy is {row['accuracy']:.4g}, its confusion matrix says {right:.4g}"
         )
     return faults
+
+
+def _curve_faults(row: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a class's ROC curve; reports of before there were any have none."""
+    curve, area = row.get("roc"), row.get("auroc")
+    if curve is None:
+        return []
+    if (
+        not isinstance(curve, list)
+        or len(curve) != _CURVE
+        or not all(_is_number(rate) and 0 <= rate <= 1 for rate in curve)
+        or curve != sorted(curve)
+    ):
+        return [f"its ROC curve is not {_CURVE} rates from 0 to 1 that never fall"]
+    least, most = sum(curve[:-1]) / (_CURVE - 1), sum(curve[1:]) / (_CURVE - 1)
+    if not _is_number(area) or not least - 1e-3 <= area <= most + 1e-3:
+        return ["its AUROC is not the area under its ROC curve"]
+    return []
 
 
 def _summary_faults(row: Mapping[str, Any], results: list[Mapping[str, Any]]) -> list[str]:

@@ -151,6 +151,10 @@ class ClassOut(BaseModel):
     specificity: float | None
     specificity_interval: Interval | None
     auroc: float | None
+    roc: list[float] | None = Field(
+        None,
+        description="True positive rates at 51 equal steps of the false positive rate, 0 to 1; null in older ones.",
+    )
 
 
 class EvaluationOut(EvaluationSummary):

@@ -29,6 +29,7 @@ def test_the_size_of_a_small_class_is_nowhere() -> None:
     assert "confusion" not in text
     (entry,) = said["results"]
     assert [row["images"] for row in entry["per_class"]] == [None, None]
+    assert [row["roc"] for row in entry["per_class"]] == [None, None]
     rare = entry["per_class"][1]
     assert rare["sensitivity"] is None
     assert rare["sensitivity_interval"] is None

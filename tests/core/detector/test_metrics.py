@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from ppdd_core.detector.metrics import auroc, calibration_error, measure, wilson
+from ppdd_core.detector.metrics import ROC_STEPS, auroc, calibration_error, measure, roc, wilson
 from ppdd_core.errors import SourceError, TrainingError
 
 CLASSES = ("COVID", "Normal", "Viral")
@@ -57,6 +57,27 @@ def test_auroc_is_the_share_of_pairs_ordered_rightly_ties_counting_half() -> Non
     assert auroc(positive_R, score_R) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_roc_curve_goes_up_where_positives_are_and_straight_through_ties() -> None:
+    positive_R = np.array([True, False, True, False])
+    curve = roc(positive_R, np.array([0.9, 0.7, 0.5, 0.5]))
+    at = dict(zip((step / ROC_STEPS for step in range(ROC_STEPS + 1)), curve, strict=True))
+    # one positive first, then a negative, then one of each at the same score
+    assert (at[0.0], at[0.48], at[0.5], at[0.76], at[1.0]) == pytest.approx(
+        (0.5, 0.5, 0.5, 0.76, 1)
+    )
+
+
+def test_a_roc_curve_has_the_auroc_below_it_however_many_images_there_are() -> None:
+    generator = np.random.default_rng(1)
+    positive_R = generator.random(5000) < 0.2
+    score_R = np.round(generator.random(5000) + 0.4 * positive_R, 2)
+    curve = roc(positive_R, score_R)
+    assert len(curve) == ROC_STEPS + 1
+    assert np.trapezoid(curve, dx=1 / ROC_STEPS) == pytest.approx(
+        auroc(positive_R, score_R), abs=2e-3
+    )
+
+
 def test_calibration_error_is_the_distance_between_confidence_and_hits() -> None:
     sure = probabilities(*[(0.9, 0.1)] * 10)
     assert calibration_error(np.array([0] * 9 + [1]), sure) == pytest.approx(0.0, abs=1e-7)
@@ -100,6 +121,7 @@ def test_the_entry_is_json_with_the_agreed_keys() -> None:
         "confusion",
     }  # fmt: skip
     assert entry["per_class"][0]["class"] == "COVID"
+    assert entry["per_class"][0]["roc"] == [1.0] * (ROC_STEPS + 1)
     assert entry["confusion"] == [[1, 0], [0, 1]]
 
 

@@ -68,6 +68,32 @@ def test_an_evaluation_must_hold_together(
     assert any(said in fault for fault in find_evaluation_faults(report, stated))
 
 
+RISING = [step / 50 for step in range(51)]
+
+
+@pytest.mark.parametrize(
+    ("curve", "area", "said"),
+    [
+        (RISING[:-1], 0.5, "is not 51 rates"),
+        (RISING[::-1], 0.5, "that never fall"),
+        ([*RISING[:-1], 1.5], 0.5, "from 0 to 1"),
+        (["0"] * 51, 0.5, "is not 51 rates"),
+        ({}, 0.5, "is not 51 rates"),
+        (RISING, 0.9, "not the area"),
+        (RISING, None, "not the area"),
+    ],
+)
+def test_a_roc_curve_must_fit_its_area(
+    stated: Manifest, content: PackageContent, curve: Any, area: Any, said: str
+) -> None:
+    report = copy.deepcopy(dict(content.evaluation))
+    row = report["results"][0]["per_class"][0]
+    row.update(roc=RISING, auroc=0.5)
+    assert find_evaluation_faults(report, stated) == []
+    row.update(roc=curve, auroc=area)
+    assert any(said in fault for fault in find_evaluation_faults(report, stated))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
