@@ -28,7 +28,7 @@ from worker.child import Child
 from worker.device import same_kind
 from worker.exits import MEMORY_ADVICE, Exit
 from worker.joblog import JobLog
-from worker.lease import RETRY_SECONDS, Lease
+from worker.lease import RETRY_SECONDS, Lease, own_sessions
 
 LEAVE_SECONDS = 2.0  # for a process whose job is not ours any more
 LOG_SECONDS = 5.0  # for the last lines, after the process
@@ -152,19 +152,20 @@ def _watch(
 ) -> Ending:
     """Run one process to its end, whoever wants that, and record how it ended."""
     resources = post.resources
-    lease = Lease(resources.sessions, resources.settings.jobs, renew)
-    child = Child(arguments, post.environ)
-    lines = JobLog(resources.sessions, keep, child.output)
-    try:
-        lease.start()
-        ending = _wait(child, lease, post)
-        lines.close(LOG_SECONDS)
-        if not ending.recorded:
-            _insist(resources, lease, lambda session: record(session, ending))
-        return ending
-    finally:
-        lease.close()
-        child.reap()
+    with own_sessions(resources.settings) as sessions:
+        lease = Lease(sessions, resources.settings.jobs, renew)
+        child = Child(arguments, post.environ)
+        lines = JobLog(resources.sessions, keep, child.output)
+        try:
+            lease.start()
+            ending = _wait(child, lease, post)
+            lines.close(LOG_SECONDS)
+            if not ending.recorded:
+                _insist(resources, lease, lambda session: record(session, ending))
+            return ending
+        finally:
+            lease.close()
+            child.reap()
 
 
 def _wait(child: Child, lease: Lease, post: Post) -> Ending:

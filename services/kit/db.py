@@ -110,13 +110,17 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def connect(settings: Settings) -> Engine:
-    """Return the engine of a node's database; nothing is opened yet."""
+def connect(settings: Settings, *, patience: float | None = None) -> Engine:
+    """Return the engine of a node's database; nothing is opened yet.
+
+    With `patience` no statement waits longer than so many seconds, for a lock or for anything else: for who would
+    rather ask again.
+    """
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = create_engine(
-            url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+            url, connect_args={"timeout": patience or BUSY_SECONDS, "check_same_thread": False}
         )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -128,10 +132,22 @@ def connect(settings: Settings) -> Engine:
         pool_size=settings.database.pool_size,
         max_overflow=settings.database.pool_size,
         pool_use_lifo=True,  # few connections are kept busy, and need no ping
-        connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c lock_timeout=20000"},
+        connect_args=_postgres_limits(patience),
     )
     _ping_idle_connections(engine)
     return engine
+
+
+def _postgres_limits(patience: float | None) -> dict[str, Any]:
+    zone = "-c timezone=UTC"
+    if patience is None:
+        return {"connect_timeout": 5, "options": f"{zone} -c lock_timeout=20000"}
+    limit = max(1, round(patience * 1000))  # ms
+    return {
+        "connect_timeout": max(2, round(patience)),  # libpq takes no less
+        "options": f"{zone} -c lock_timeout={limit} -c statement_timeout={limit}",
+        "tcp_user_timeout": limit,  # a server that vanished answers nothing at all
+    }
 
 
 def make_sessions(engine: Engine) -> Sessions:
