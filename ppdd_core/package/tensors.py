@@ -16,7 +16,7 @@ Shape suffixes: I synthetic images, C H W channel height width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,27 @@ def read_tensors(data: bytes) -> Arrays:
     if rate.dtype != np.float32 or rate.shape != (1,):
         raise PackageError(f"{TENSORS}: learning_rate must be [1] float32")
     return Arrays(images, labels, float(rate[0]))
+
+
+def read_labels(read: Callable[[int, int], bytes]) -> list[int]:
+    """Return the class of every image as `Arrays.label_of_image_I`, without the images.
+
+    `read` gives the file's bytes from a place, at most so many of them; PackageError where they are no such file's.
+    """
+    length = int.from_bytes(read(0, 8), "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise PackageError(f"{TENSORS} does not begin with a safetensors header")
+    entries = canonical.parse(
+        read(8, length), name=f"the header of {TENSORS}", limit=MAX_HEADER_BYTES
+    )
+    if not isinstance(entries, dict):
+        raise PackageError(f"{TENSORS} does not begin with a safetensors header")
+    dtype, shape, begin, end = _span("labels", entries.get("labels"))
+    data = read(8 + length + begin, end - begin)
+    if len(data) != end - begin or len(shape) not in (1, 2) or 0 in shape:
+        raise PackageError(f"{TENSORS}: labels must be [images] int64 or [images, classes] float32")
+    labels = np.frombuffer(data, dtype=dtype).reshape(shape)
+    return [int(label) for label in (labels if labels.ndim == 1 else labels.argmax(axis=1))]
 
 
 def find_faults(arrays: Arrays, *, classes: int) -> list[tuple[str, str]]:

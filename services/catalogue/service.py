@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from ppdd_core.package import canonical
 from ppdd_core.package import manifest as manifests
+from ppdd_core.package.tensors import read_labels
 from services.audit import service as audit
 from services.audit.actor import SYSTEM, Actor
 from services.auth.permissions import Role
@@ -306,6 +307,7 @@ class Reports:
     privacy: dict[str, Any]  # privacy.json
     judgement: Judgement  # of that, under this site's policy
     evaluation: list[dict[str, Any]]  # the summary in evaluation.json
+    evaluated: dict[str, Any]  # the whole of evaluation.json
 
 
 def read_reports(store: ObjectStore, files: Sequence[PackageFile]) -> Reports:
@@ -315,11 +317,30 @@ def read_reports(store: ObjectStore, files: Sequence[PackageFile]) -> Reports:
         read_all(store, digests[path], limit=canonical.MAX_JSON_BYTES)
         for path in (manifests.PRIVACY, manifests.EVALUATION)
     )
+    evaluated = canonical.parse(evaluation, name=manifests.EVALUATION)
     return Reports(
         privacy=canonical.parse(privacy, name=manifests.PRIVACY),
         judgement=judge_report(privacy),
-        evaluation=canonical.parse(evaluation, name=manifests.EVALUATION)["summary"],
+        evaluation=evaluated["summary"],
+        evaluated=evaluated,
     )
+
+
+def images_by_class(
+    store: ObjectStore, version: PackageVersion, files: Sequence[PackageFile]
+) -> dict[str, list[int]]:
+    """Return the numbers of a version's images by class, in the manifest's order; StoreError where nothing is stored.
+
+    Only their labels are read. A package is verified before it is here, so that each number has its preview.
+    """
+    digest = next(file.sha256 for file in files if file.path == manifests.TENSORS)
+    labels = read_labels(
+        lambda start, length: b"".join(store.read(digest, start=start, length=length))
+    )
+    return {
+        name: [number for number, label in enumerate(labels) if label == place]
+        for place, name in enumerate(version.classes)
+    }
 
 
 def source_of(session: Session, version: PackageVersion) -> UUID | None:

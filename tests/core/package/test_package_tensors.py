@@ -16,7 +16,13 @@ from safetensors.torch import load as load_with_library
 
 from ppdd_core.errors import PackageError
 from ppdd_core.package.build import PackageContent
-from ppdd_core.package.tensors import find_faults, read_tensors, to_grey_IHW, write_tensors
+from ppdd_core.package.tensors import (
+    find_faults,
+    read_labels,
+    read_tensors,
+    to_grey_IHW,
+    write_tensors,
+)
 
 
 @pytest.fixture
@@ -202,3 +208,34 @@ def test_a_damaged_file_never_raises_anything_but_ours(position: int, byte: int)
     except PackageError:
         return
     assert arrays.images_ICHW.shape == (2, 1, 8, 8)
+
+
+def parts_of(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, length: data[start : start + length]
+
+
+@pytest.mark.parametrize("kind", ["content", "soft_content"])
+def test_labels_are_read_without_the_images(kind: str, request: pytest.FixtureRequest) -> None:
+    data = write_tensors(request.getfixturevalue(kind).distilled, "float16")
+    assert read_labels(parts_of(data)) == list(read_tensors(data).label_of_image_I)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"{}",
+        (3).to_bytes(8, "little") + b"{]}",
+    ],
+)
+def test_labels_of_something_else_are_refused(data: bytes) -> None:
+    with pytest.raises(PackageError):
+        read_labels(parts_of(data))
+
+
+def test_labels_that_are_cut_off_are_refused(content: PackageContent) -> None:
+    data = write_tensors(content.distilled, "float16")
+    with pytest.raises(PackageError):
+        read_labels(lambda start, length: data[start : start + length][:-1])
