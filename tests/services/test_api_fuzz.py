@@ -117,7 +117,9 @@ def target() -> Iterator[Target]:
                 yield Target(schema, client, headers, things)
 
 
-@pytest.mark.parametrize("operation_id", sorted(PERMISSIONS))
+@pytest.mark.parametrize(
+    "operation_id", sorted(name for name in PERMISSIONS if not name.startswith("pages_"))
+)
 def test_answers_are_those_described(target: Target, operation_id: str) -> None:
     operation = target.schema.find_operation_by_id(operation_id)
 
