@@ -46,8 +46,7 @@ def run_hospital(
 ) -> Iterator[Hospital]:
     """Yield a hospital whose node lies in `folder`; its node stops cleanly on exit, and dies with this process."""
     with ExitStack() as stack:
-        process = stack.enter_context(_node(folder, site, title, data_root, settings))
-        url, link = _printed(process, folder)
+        url, link = stack.enter_context(run_node(folder, site, title, data_root, settings))
         node = stack.enter_context(open_node(Login(url, "")))
         path, person = "/sessions", {"username": USERNAME, "password": _account(folder)}
         if link is not None:
@@ -60,10 +59,10 @@ def run_hospital(
 
 
 @contextmanager
-def _node(
+def run_node(
     folder: Path, site: str, title: str, data_root: Path, settings: Mapping[str, str]
-) -> Iterator[subprocess.Popen[str]]:
-    """Start the node's process; what it logs goes to `node.log` in the folder."""
+) -> Iterator[tuple[str, str | None]]:
+    """Run a node; yield its address and, where nobody can log in yet, its set-up link. It logs to `node.log`."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -90,7 +89,7 @@ def _node(
             start_new_session=True,  # Ctrl-C reaches the demo, which stops the node
         )  # fmt: skip
     try:
-        yield process
+        yield _printed(process, folder)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from services.dashboard.pages import overview, patterns, signing_in
-from services.dashboard.route import page_router
+from fastapi import APIRouter
 
-router = page_router()
+from services.dashboard.pages import overview, patterns, signing_in
+
+router = APIRouter()
 for group in (signing_in, overview, patterns):
     router.routes.extend(group.router.routes)

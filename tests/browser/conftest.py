@@ -1,0 +1,44 @@
+"""Debian's chromium, and furnished nodes in front of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.seeing import Site, furnished_site
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window. Where there is none the test is skipped, but fails on CI."""
+    path = os.environ.get("PPDD_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium: apt-get install chromium, or name it in PPDD_CHROMIUM")
+        pytest.skip("no chromium on this machine (apt-get install chromium, or PPDD_CHROMIUM)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A node with something on every page."""
+    with furnished_site(tmp_path_factory.mktemp("site")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The same, whose every text is hostile."""
+    with furnished_site(tmp_path_factory.mktemp("hostile"), hostile=True) as made:
+        yield made
