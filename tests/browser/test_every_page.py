@@ -57,7 +57,7 @@ def test_nobody_is_kept_out_by_how_a_page_is_made(admin: Person, site: Site, sch
 
 def test_pages_are_light_and_fit_a_telephone(admin: Person, site: Site) -> None:
     answers: list[Response] = []
-    admin.page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - it wants a function of ours
+    admin.page.on("response", lambda answer: answers.append(answer))
     heavy, wide = [], []
     for address in addresses(site):
         answers.clear()
