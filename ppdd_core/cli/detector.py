@@ -141,7 +141,7 @@ def train(
             class_map=_pairs(class_map),
             names=names,
             device=_device(device),
-            on_progress=update,
+            on_progress=lambda done, total, _loss: update(done, total),
         )
     save_detector(detector, out)
     emit(_trained(detector, out), as_json=as_json, render=_show_trained(detector, out))

@@ -56,13 +56,14 @@ def train_detector(
     class_map: Mapping[str, str] | None = None,
     names: Sequence[tuple[str, str, str]] = (),
     device: str = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, float], None] | None = None,
 ) -> Detector:
     """Return a detector trained on all `sets`, and on `local` images with the step size `local_step`.
 
     `names` says where each set comes from, as (name, version, digest), for the detector's record. The network
     need not be the one a set was distilled for; its α is used all the same. Sets that do not fit together, one
     digest twice and a seed outside 0 to MAX_SEED raise BadConfigError; training that diverges raises TrainingError.
+    `on_progress` is told epochs done, epochs in all, and the epoch's loss, mean over the sources.
     """
     class_map = class_map or {}
     names = names or [(f"set {number + 1}", "", "") for number in range(len(sets))]
@@ -89,8 +90,9 @@ def train_detector(
         if epoch == half:
             for velocity_P in velocities:
                 velocity_P.zero_()
+        loss = 0.0
         for lesson, velocity_P in zip(lessons, velocities, strict=True):
-            train_epoch(
+            loss += train_epoch(
                 flat,
                 theta_P,
                 velocity_P,
@@ -100,7 +102,7 @@ def train_detector(
                 weight_decay=config.weight_decay,
             )
         if on_progress:
-            on_progress(epoch + 1, config.epochs)
+            on_progress(epoch + 1, config.epochs, loss / len(lessons))
     sources = [
         Source(name, version, digest, len(one), one.classes, one.learning_rate)
         for (name, version, digest), one in zip(names, sets, strict=True)

@@ -38,6 +38,7 @@ from services.kit.storage import ObjectDamagedError, StoreError
 router = APIRouter(prefix="/packages", tags=["packages"], route_class=ThreadRoute)
 
 ZIP = "application/zip"
+PREVIEWS = "previews/"
 VERSION = "/{site}/{name}/versions/{version}"
 YANKED = '299 - "this version was taken back by its hospital; its description says why"'
 
@@ -278,13 +279,8 @@ def release(
     There is no way back: a version that must not be used any more is yanked.
     """
     reason = None if body is None else body.override_reason
+    service.judge_and_release(resources, principal, (site, name, version), reason)
     with resources.reading() as session:
-        found = _version(session, resources, principal, site, name, version)
-        files = service.files_of(session, found)
-    service.require_draft(found, resources.settings.site_id)
-    judgement = service.judge(resources, found, files)
-    with resources.transaction() as session:
-        service.release(session, principal, found, judgement, reason)
         found = _version(session, resources, principal, site, name, version)
         return _detail(session, resources, principal, found)
 
@@ -352,7 +348,10 @@ def _deliver(
     request: Request, resources: Resources, principal: Principal,
     version: PackageVersion, path: str, blob: Blob,
 ) -> Response:  # fmt: skip
-    """Return the answer that carries the bytes, after its start, or its refusal, was written to the audit log."""
+    """Return the answer that carries the bytes, after its start, or its refusal, was written to the audit log.
+
+    Previews that a person's browser shows in a page are not written down: each look would be dozens of downloads.
+    """
     whole = {"path": path, "sha256": blob.sha256, "start": 0, "length": blob.size}
     try:
         service.require_offered(principal, version)
@@ -364,6 +363,8 @@ def _deliver(
         return _warned(delivery.not_modified(blob), version)
     span = delivery.asked_span(request, blob)
     answer = delivery.send(resources.store, blob, span)
+    if principal.via == "session" and path.startswith(PREVIEWS):
+        return _warned(answer, version)
     part = whole | {"start": span.start, "length": span.length}
     with resources.transaction() as session:
         service.note_download(session, principal, version, part)

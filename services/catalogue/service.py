@@ -32,6 +32,7 @@ from services.kit import holds
 from services.kit.db import now
 from services.kit.errors import ConflictError, NotFoundError, ServiceError
 from services.kit.keyset import AnyRow
+from services.kit.resources import Resources
 from services.kit.storage import ObjectStore, read_all
 
 __all__ = [
@@ -262,6 +263,26 @@ def release(
     if override is not None:
         detail |= {"override_reason": override, "reasons": list(judgement.reasons)}
     audit.record(session, principal.actor, "package.release", title_of(version), detail=detail)
+
+
+def judge_and_release(
+    resources: Resources,
+    principal: Principal,
+    which: tuple[str, str, str],
+    override_reason: str | None,
+) -> None:
+    """Release the draft `which` (site, name, version), or refuse as `require_draft` and `release` do.
+
+    Takes transactions of its own: what the store holds is read whole and judged between them.
+    """
+    own = resources.settings.site_id
+    with resources.reading() as session:
+        found = read_version(session, principal, own, *which)
+        files = files_of(session, found)
+    require_draft(found, own)
+    judgement = judge(resources, found, files)
+    with resources.transaction() as session:
+        release(session, principal, found, judgement, override_reason)
 
 
 def yank(session: Session, principal: Principal, version: PackageVersion, reason: str) -> None:

@@ -16,6 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 12.0, 36.0
 MOST_POINTS = 300  # more are thinned: a plot has no more columns
 MOST_ROWS = 25  # of the table beside a plot
 SERIES = 6  # styles there are
+LONGEST = 28  # characters of a name beside a bar
 STEP, NAMES, FIGURES = 26.0, 190.0, 64.0  # of bars: height of one, room for names and for figures
 
 
@@ -219,6 +220,11 @@ def _few(rows: list[list[str]]) -> list[list[str]]:
     return [rows[round(place * step)] for place in range(MOST_ROWS)]
 
 
+def _cut(name: str) -> str:
+    """Return a name that fits beside its bar; the table has it whole."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
 def _interval(bar: Bar) -> str:
     known = bar.low is not None and bar.high is not None
     return f"{_said(bar.low or 0)} – {_said(bar.high or 0)}" if known else ""
@@ -260,7 +266,7 @@ def _path(style: str, points: Sequence[tuple[float, float]], across: _Axis, up: 
 def _bar(bar: Bar, across: _Axis, middle: float, style: int) -> Markup:
     end = across(min(max(bar.value, across.least), across.most))
     parts = [
-        _text("name", NAMES - 8, middle + 4, bar.name, "end"),
+        _text("name", NAMES - 8, middle + 4, _cut(bar.name), "end"),
         _tag(
             "rect", class_=f"bar series-{style}", x=NAMES, y=middle - 7, width=max(end - NAMES, 0), height=14, rx=2
         ),

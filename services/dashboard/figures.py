@@ -21,9 +21,9 @@ OURS = "distilled"
 METHODS = {
     OURS: "this package",
     "random_real": "as many random real images",
-    "k_centre": "as many real images, chosen by k-centre",
-    "mtt_unpruned": "distilled without pruning (MTT)",
-    "full_data": "all real training images",
+    "k_centre": "as many real ones, k-centre",
+    "mtt_unpruned": "without pruning (MTT)",
+    "full_data": "all real images",
 }
 _ORDER = tuple(METHODS)
 

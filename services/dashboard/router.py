@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from services.dashboard.pages import overview, patterns, signing_in
+from services.dashboard.pages import (
+    account,
+    audit,
+    detectors,
+    overview,
+    packages,
+    patterns,
+    pulls,
+    signing_in,
+    system,
+    users,
+)
 
 router = APIRouter()
-for group in (signing_in, overview, patterns):
+for group in (
+    signing_in,
+    account,
+    overview,
+    packages,
+    pulls,
+    detectors,
+    audit,
+    users,
+    system,
+    patterns,
+):
     router.routes.extend(group.router.routes)

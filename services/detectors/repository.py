@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.datasets.models import SourceDataset
 from services.detectors.models import Detector, DetectorState, Evaluation, PredictionImage
-from services.jobs.models import ENDED, Job
+from services.jobs.models import ENDED, Job, Kind, State
 from services.kit.keyset import page_rows
 
 
@@ -45,6 +45,31 @@ def list_evaluations(
     """Return a page of a detector's evaluations, newest first."""
     statement = select(Evaluation).where(Evaluation.detector_id == detector_id)
     return page_rows(session, statement, Evaluation.id, cursor=cursor, limit=limit)
+
+
+def unfinished(session: Session, kind: Kind, *, limit: int) -> Sequence[Job]:
+    """Return jobs of a kind that have not ended, newest first."""
+    states = [state.value for state in State if state not in ENDED]
+    return session.scalars(
+        select(Job)
+        .where(Job.kind == kind.value, Job.state.in_(states))
+        .order_by(Job.id.desc())
+        .limit(limit)
+    ).all()
+
+
+def evaluations_on(
+    session: Session, dataset_id: UUID, *, limit: int
+) -> Sequence[tuple[Detector, Evaluation]]:
+    """Return the latest evaluations on a dataset with their detectors, removed ones left out, newest first."""
+    found = session.execute(
+        select(Detector, Evaluation)
+        .join(Detector, Detector.id == Evaluation.detector_id)
+        .where(Evaluation.dataset_id == dataset_id, Detector.state != DetectorState.REMOVED.value)
+        .order_by(Evaluation.id.desc())
+        .limit(limit)
+    )
+    return [(row[0], row[1]) for row in found]
 
 
 def dataset_names(session: Session, ids: Iterable[UUID]) -> dict[UUID, str]:

@@ -324,6 +324,57 @@ def list_evaluations(
     return [(names[row.dataset_id], row) for row in rows], after
 
 
+def measuring(session: Session, detector_id: UUID) -> list[Job]:
+    """Return the jobs that measure a detector and have not ended."""
+    return [
+        job
+        for job in repository.unfinished(session, Kind.EVALUATE, limit=500)
+        if job.spec["detector_id"] == str(detector_id)
+    ]
+
+
+def compare(
+    session: Session, evaluation: Evaluation, *, limit: int = 12
+) -> list[tuple[Detector, Evaluation]]:
+    """Return this evaluation and, of other detectors, the newest one of the same images: comparable side by side.
+
+    The same images are those of the same dataset, part and rows. Which patients `test` holds out is decided by a
+    detector's seed, so that detectors of different seeds are compared on `all` only.
+    """
+    mine = get(session, evaluation.detector_id)
+    found = [(mine, evaluation)]
+    for detector, other in repository.evaluations_on(session, evaluation.dataset_id, limit=200):
+        known = {one.id for one, _ in found}
+        if detector.id in known or not _of_same_images(evaluation, mine, other, detector):
+            continue
+        found.append((detector, other))
+    return found[:limit]
+
+
+def _of_same_images(one: Evaluation, mine: Detector, other: Evaluation, its: Detector) -> bool:
+    same = all(one.metrics[name] == other.metrics[name] for name in ("split", "rows", "images"))
+    seeds = [(detector.description or {}).get("seed") for detector in (mine, its)]
+    return same and (one.metrics["split"] == "all" or seeds[0] == seeds[1])
+
+
+def foresee(session: Session, wanted: Training) -> dict[str, list[str]]:
+    """Return the classes that such a detector would tell apart, and which packages offer each; refused as by `train`.
+
+    Classes of local images are among them where the dataset was checked.
+    """
+    local = None if wanted.local_dataset is None else find_dataset(session, wanted.local_dataset)
+    versions = _held(session, wanted.packages, wanted.allow_yanked)
+    _refuse_hopeless(wanted, versions, local)
+    offers = [(catalogue.title_of(one), one.classes) for one in versions]
+    if local is not None and local.findings is not None and not wanted.local_rows:
+        offers.append((local.name, list(local.findings.get("classes", {}))))
+    renamed, classes = wanted.class_map or {}, dict[str, list[str]]()
+    for title, names in offers:
+        for name in names:
+            classes.setdefault(renamed.get(name, name), []).append(title)
+    return dict(sorted(classes.items()))
+
+
 def require_ready(session: Session, detector_id: UUID) -> Detector:
     """Return the detector; NotReadyError where it cannot be used, with the reason."""
     detector = get(session, detector_id)

@@ -50,7 +50,7 @@ def run(job: JobContext) -> Outcome:
         class_map=spec["class_map"],
         names=names,
         device=str(job.device),
-        on_progress=lambda done, total: job.progress("epochs", done, total),
+        on_progress=lambda done, total, loss: job.progress("epochs", done, total, loss=loss),
     )
     folder = save_detector(detector, job.scratch / "trained")
     sources = [asdict(one) for one in detector.sources]

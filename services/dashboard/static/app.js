@@ -49,7 +49,8 @@ function closeMenus() {
 }
 
 // A form with data-upload sends its file as the body to the API, with progress, and goes where data-then says:
-// {id} there is a field of the answer. The fields with data-query become the query.
+// {id} there is a field of the answer. With data-into that page's part is put there instead. The fields with data-query
+// become the query.
 function sendFiles() {
   document.addEventListener("submit", (event) => {
     const form = event.target.closest("form[data-upload]");
@@ -87,15 +88,20 @@ function upload(form) {
   request.open("POST", target);
   request.responseType = "json";
   request.setRequestHeader("X-CSRF-Token", csrf);
-  request.setRequestHeader("Content-Type", form.dataset.type || file.type || "application/octet-stream");
+  request.setRequestHeader("Content-Type", form.dataset.type || file.type || (/\.dcm$/i.test(file.name) ? "application/dicom" : "application/octet-stream"));
   request.upload.addEventListener("progress", (event) => {
     bar.hidden = false;
     if (event.lengthComputable) { bar.max = event.total; bar.value = event.loaded; }
   });
   request.addEventListener("load", () => {
     button.disabled = false;
+    if (request.status >= 200 && request.status < 300 && form.dataset.into) {
+      bar.hidden = true;
+      htmx.ajax("GET", filled(form.dataset.then, request.response), { target: form.dataset.into, swap: "innerHTML" });
+      return;
+    }
     if (request.status >= 200 && request.status < 300) {
-      location.href = form.dataset.then.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(request.response?.[name] ?? ""));
+      location.href = filled(form.dataset.then, request.response);
       return;
     }
     bar.hidden = true;
@@ -115,6 +121,23 @@ function upload(form) {
   request.send(file);
 }
 
+function filled(address, answer) {
+  return address.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(answer?.[name] ?? ""));
+}
+
+// A chosen picture is shown before it is sent, where the browser can draw it.
+function showChosen() {
+  document.addEventListener("change", (event) => {
+    const form = event.target.closest('form[data-upload]');
+    const shown = form?.querySelector("img[data-chosen]");
+    if (!shown || event.target.type !== "file") return;
+    if (shown.src) URL.revokeObjectURL(shown.src);
+    const file = event.target.files[0];
+    shown.hidden = !file || !["image/png", "image/jpeg"].includes(file.type);
+    if (shown.hidden) shown.removeAttribute("src"); else shown.src = URL.createObjectURL(file);
+  });
+}
+
 function copyTexts() {
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-copy]");
@@ -129,6 +152,7 @@ takeFragment();
 closeMenus();
 sendFiles();
 copyTexts();
+showChosen();
 document.querySelector("[data-focus]")?.focus();
 document.addEventListener("htmx:after:swap", () => showTimes(document));
 setInterval(() => showTimes(document), 30000);

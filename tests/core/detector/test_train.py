@@ -128,13 +128,16 @@ def test_local_images_bring_their_classes_in(
     assert detector.evaluate(images([10, 10, 10], seed=5)).balanced_accuracy > 0.8
 
 
-def test_progress_counts_epochs(distilled: Distilled, small_net: NetConfig) -> None:
-    seen: list[tuple[int, int]] = []
-    config = dataclasses.replace(CONFIG, epochs=3)
+def test_progress_counts_epochs_and_tells_the_loss(
+    distilled: Distilled, small_net: NetConfig
+) -> None:
+    seen: list[tuple[int, int, float]] = []
+    config = dataclasses.replace(CONFIG, epochs=30)
     train_detector(
         [distilled()], net=small_net, config=config, seed=0, on_progress=lambda *at: seen.append(at)
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [at[:2] for at in seen] == [(epoch, 30) for epoch in range(1, 31)]
+    assert 0 <= seen[-1][2] < seen[0][2]
 
 
 def test_class_names_that_look_alike_must_be_mapped_or_kept_apart(
