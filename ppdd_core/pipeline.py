@@ -8,7 +8,7 @@ kill at any moment, and ends in the same bytes:
     run.json          recipe, source fingerprint, identity, time of the first start
     teachers/         trajectories (or elsewhere, shared by several runs)
     distill/          state.safetensors, history.jsonl
-    evaluation.json   privacy.json
+    evaluation.json   privacy.json   nearest.json (rows of real images: stays at the site)
     package/          the package as a folder, and NAME-VERSION.zip beside it
 """
 
@@ -48,6 +48,7 @@ from ppdd_core.distill.loop import (
     Progress,
     Run,
     Segments,
+    State,
     distil,
     first_state,
     load_state,
@@ -67,14 +68,16 @@ from ppdd_core.package.manifest import MANIFEST, Manifest, identity_problems
 from ppdd_core.package.manifest import read as read_manifest
 from ppdd_core.package.signature import fingerprint
 from ppdd_core.privacy.measure import measure_privacy
-from ppdd_core.run_folder import belongs, claim, kept, locked, resumable
+from ppdd_core.run_folder import belongs, claim, kept, locked, read_json, resumable
 from ppdd_core.seeding import derive, split_seed
 from ppdd_core.teachers.store import TrajectoryStore
 from ppdd_core.teachers.train import RealImages, train_teachers
 
 STAGES = ("images", "teachers", "distillation", "evaluation", "privacy", "package")
+NEAREST = "nearest.json"
 WATCHED = 600  # validation images on which teachers are watched
 CHECKPOINT_STEPS = 10  # outer steps between two checkpoints
+SNAPSHOTS = 6  # times that the distilled images are shown on the way, beside the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class StageProgress:
 
 
 OnProgress = Callable[[StageProgress], None]
+OnSnapshot = Callable[[int, DistilledSet], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +153,14 @@ class Images:
     findings: Findings
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The real image most like each distilled one: its row of `split.train` and their SSIM. Not for other sites."""
+
+    rows: tuple[int, ...]
+    ssim: tuple[float, ...]
+
+
 def distill_package(
     source: Source,
     out: Path,
@@ -160,12 +172,16 @@ def distill_package(
     cache_dir: Path | None = None,
     processes: int = 0,
     on_images: Callable[[Images, Path], None] = lambda *_: None,
+    on_snapshot: OnSnapshot = lambda *_: None,
+    on_neighbours: Callable[[Images, DistilledSet, Neighbours], None] = lambda *_: None,
     on_progress: OnProgress = lambda _: None,
 ) -> Result:
     """Run every stage that `out` does not hold yet and return the verified package.
 
     `trajectories` names a folder of teachers shared by runs with the same images, network, teacher settings and seed.
     `on_images` is called with the images and that folder before any teacher is trained; it may put teachers there.
+    `on_snapshot` is shown the distilled set now and then, `on_neighbours` the real image most like each distilled one:
+    for people at the site, nothing of it reaches the package.
     A folder of another run raises CheckpointError; Ctrl-C becomes Interrupted once the state is on disk; a GPU
     without enough memory raises TrainingError.
     """
@@ -187,7 +203,13 @@ def distill_package(
                 on_progress=on_progress,
             )
         distilled = distil_set(
-            images, recipe, store, out / "distill", device=device, on_progress=on_progress
+            images,
+            recipe,
+            store,
+            out / "distill",
+            device=device,
+            on_snapshot=on_snapshot,
+            on_progress=on_progress,
         )
         of = _digest({"set": _content(distilled), **_record(recipe, images, source)})
         evaluation = kept(
@@ -204,8 +226,11 @@ def distill_package(
         privacy = kept(
             out / "privacy.json",
             of,
-            lambda: _privacy(images, recipe, distilled, device, on_progress),
+            lambda: _privacy(images, recipe, distilled, device, out / NEAREST, on_progress),
         )
+        neighbours = _neighbours(out / NEAREST, privacy, len(distilled))
+        if neighbours is not None:
+            on_neighbours(images, distilled, neighbours)
         on_progress(StageProgress("package", 0, 1))
         content = PackageContent(
             name=identity.name,
@@ -373,9 +398,13 @@ def distil_set(
     folder: Path,
     *,
     device: torch.device,
+    on_snapshot: OnSnapshot = lambda *_: None,
     on_progress: OnProgress = lambda _: None,
 ) -> DistilledSet:
-    """Take the distillation steps that `folder` does not hold yet and return the distilled set."""
+    """Take the distillation steps that `folder` does not hold yet and return the distilled set.
+
+    `on_snapshot` is shown the set as it starts and SNAPSHOTS times on the way: at the same steps, whenever a run stops.
+    """
     train = images.split.train
     run = Run(
         net=FlatNet(recipe.net, classes=len(train.classes), image_size=recipe.image_size),
@@ -393,6 +422,21 @@ def distil_set(
         state = first_state(start(images, recipe)[0].to(device), recipe.distill)
     folder.mkdir(parents=True, exist_ok=True)
     lines = _lines_until(history, state.step)
+
+    def so_far(at: State) -> DistilledSet:
+        return DistilledSet(
+            images=at.images_ICHW.cpu(),
+            labels=run.labels_I.cpu(),
+            learning_rate=at.lr,
+            classes=train.classes,
+            normalisation=images.normalisation,
+            net=recipe.net,
+            augment=recipe.distill.augment,
+        )
+
+    shown = snapshot_steps(recipe.distill.iterations)
+    if state.step == 0:
+        on_snapshot(0, so_far(state))
     try:
         for reached, progress in distil(run, state):
             state = reached
@@ -409,19 +453,18 @@ def distil_set(
                     distillation=progress,
                 )
             )
+            if state.step in shown:
+                on_snapshot(state.step, so_far(state))
     except KeyboardInterrupt:
         save_state(checkpoint, state, run_digest=digest)
         write_atomically(history, ("\n".join(lines) + "\n").encode())
         raise
-    return DistilledSet(
-        images=state.images_ICHW.cpu(),
-        labels=run.labels_I.cpu(),
-        learning_rate=state.lr,
-        classes=train.classes,
-        normalisation=images.normalisation,
-        net=recipe.net,
-        augment=recipe.distill.augment,
-    )
+    return so_far(state)
+
+
+def snapshot_steps(iterations: int) -> frozenset[int]:
+    """Return the steps after which the set is shown; the last one is among them."""
+    return frozenset(-(-iterations * part // SNAPSHOTS) for part in range(1, SNAPSHOTS + 1))
 
 
 def _history_entry(progress: Progress) -> dict[str, Any]:
@@ -511,13 +554,16 @@ def _privacy(
     recipe: Recipe,
     distilled: DistilledSet,
     device: torch.device,
+    nearest: Path,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
+    """Return privacy.json; which real images are nearest goes into the file `nearest`, which stays at the site."""
+
     def report(done: int, total: int) -> None:
         on_progress(StageProgress("privacy", done, total))
 
     initial_ICHW, sources = start(images, recipe)
-    return measure_privacy(
+    found = measure_privacy(
         distilled,
         train=images.split.train,
         held_out=images.split.validation,
@@ -530,7 +576,21 @@ def _privacy(
         seed=derive(recipe.seed, "privacy") % 2**31,
         device=device,
         on_progress=report,
-    ).to_dict()
+    )
+    write_atomically(nearest, json_bytes({"rows": list(found.nearest_train_rows)}))
+    return found.to_dict()
+
+
+def _neighbours(path: Path, privacy: Mapping[str, Any], images: int) -> Neighbours | None:
+    """Return the nearest real images that the privacy stage found; None where a run folder does not have them."""
+    if not path.exists():
+        return None
+    rows = read_json(path).get("rows", [])
+    figures = {one["name"]: one["details"] for one in privacy["measurements"]}
+    ssim = figures["near_copies"].get("best_ssim", [])
+    if len(rows) != images or len(ssim) != images:
+        return None
+    return Neighbours(tuple(rows), tuple(ssim))
 
 
 def _record(recipe: Recipe, images: Images, source: Source) -> dict[str, Any]:

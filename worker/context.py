@@ -15,11 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from services.jobs import service as jobs
 from services.jobs.models import Job
+from services.jobs.pictures import Picture
+from services.jobs.pictures import add as add_pictures
 from services.kit.resources import Resources
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5  # between two values that are written
 OUTAGE_SECONDS = 5.0  # without a try after the database did not answer
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,17 @@ class JobContext:
         The first and the last value of a stage are always written. LostJobError where the job is not ours any more.
         """
         self._spoken.say(stage, done, total, note, numbers)
+
+    def show(self, *pictures: Picture) -> None:
+        """Let people of this hospital see pictures; one that is shown already is not shown twice.
+
+        LostJobError where the job is not ours any more. The work does not wait for a database that is away.
+        """
+        try:
+            with self.resources.sessions.begin() as session:
+                add_pictures(session, self.job.id, self.fence, pictures)
+        except DBAPIError as error:
+            log.warning("pictures.unshown", error=type(error).__name__)
 
     def log(self, text: str) -> None:
         """Write a line to the job's log, which people read."""

@@ -21,8 +21,11 @@ from sqlalchemy.orm import Session
 
 from services.datasets.models import SourceDataset, Thumbnail
 
-# Jobs lie downstream and may not be imported: their table is asked, their rules are not.
-_JOBS = table("jobs", column("dataset_id", Uuid()), column("state", String()))
+# Jobs lie downstream and may not be imported: their tables are asked, their rules are not.
+_JOBS = table(
+    "jobs", column("id", Uuid()), column("dataset_id", Uuid()), column("state", String())
+)
+_PICTURES = table("job_pictures", column("job_id", Uuid()))
 _ACTIVE = ("queued", "running")
 
 
@@ -89,6 +92,12 @@ def thumbnail(session: Session, dataset_id: UUID, label: str, number: int) -> Th
             Thumbnail.number == number,
         )
     )
+
+
+def drop_pictures(session: Session, dataset_id: UUID) -> None:
+    """Delete what jobs on the dataset showed of its images."""
+    on_it = select(_JOBS.c.id).where(_JOBS.c.dataset_id == dataset_id)
+    session.execute(delete(_PICTURES).where(_PICTURES.c.job_id.in_(on_it)))
 
 
 def replace_thumbnails(

@@ -166,7 +166,7 @@ def read(dataset_id: DatasetId, session: SessionDep) -> DatasetDetail:
     responses=problem_responses(NotFoundError, DatasetInUseError, DatasetRemovedError),
 )
 def remove(dataset_id: DatasetId, principal: PrincipalDep, session: SessionDep) -> None:
-    """Remove a dataset: its thumbnails and its upload. Images below a data root are not touched.
+    """Remove a dataset: its upload and all pictures of its images here. Images below a data root are not touched.
 
     Jobs, packages and evaluations keep pointing to it: it stays readable in the state `removed`.
     """

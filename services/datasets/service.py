@@ -199,7 +199,7 @@ def record_check(session: Session, dataset_id: UUID, checked: Checked) -> None:
 
 
 def remove(session: Session, principal: Principal, dataset_id: UUID) -> None:
-    """Remove a dataset of the caller's own: its thumbnails and its upload go, the row stays for those made from it.
+    """Remove a dataset of the caller's own: its pictures and its upload go, the row stays for those made from it.
 
     Images below a data root are never touched. DatasetInUseError while jobs on it wait or run.
     """
@@ -216,6 +216,7 @@ def remove(session: Session, principal: Principal, dataset_id: UUID) -> None:
     # without the digest the collector of unreferenced objects takes the upload; the audit log keeps it
     repository.change(session, dataset_id, state="removed", upload_sha256=None)
     repository.replace_thumbnails(session, dataset_id, {})
+    repository.drop_pictures(session, dataset_id)
     audit.record(
         session, principal.actor, "dataset.remove", str(dataset_id),
         detail={"name": dataset.name, **({"upload_sha256": upload} if upload else {})},

@@ -1,4 +1,4 @@
-"""Tables of jobs, their attempts, parts, events and log lines; and of the workers that do them."""
+"""Tables of jobs, their attempts, parts, events, log lines and pictures; and of the workers that do them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.kit.db import Base, Row
@@ -143,6 +152,25 @@ class LogLine(Base):
     attempt: Mapped[int]
     at: Mapped[datetime]
     text: Mapped[str] = mapped_column(Text)
+
+
+class JobPicture(Base):
+    """A picture that a job shows while it works: for those of this hospital who may see images, and for nobody else.
+
+    `step`: distilled images after `number` steps. `neighbour`: the real image most like distilled image `number`.
+    """
+
+    __tablename__ = "job_pictures"
+    __table_args__ = (UniqueConstraint("job_id", "kind", "number"),)
+
+    id: Mapped[int] = mapped_column(Sequence, primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))  # step, neighbour
+    number: Mapped[int]
+    label: Mapped[str] = mapped_column(String(200))  # the class, where it is of one
+    caption: Mapped[dict[str, Any]]  # numbers: the iteration, or how alike the two are
+    png: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]
 
 
 class Worker(Base):

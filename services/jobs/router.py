@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from services.auth.dependencies import PrincipalDep, guard
-from services.jobs import follow, offers, reading, service, submit, waiting
+from services.jobs import follow, offers, pictures, reading, service, submit, waiting
 from services.jobs.models import Job, Kind, State
 from services.jobs.schemas import (
     CheckIn,
@@ -23,6 +24,8 @@ from services.jobs.schemas import (
     JobSummary,
     LineOut,
     LogPage,
+    PictureList,
+    PictureOut,
     PresetList,
     PresetOut,
     summary,
@@ -338,6 +341,61 @@ def log(
         return JSONResponse(page.model_dump(mode="json"), headers=headers)
     text = "".join(f"{line.at:%Y-%m-%dT%H:%M:%SZ} [{line.attempt}] {line.text}\n" for line in lines)
     return PlainTextResponse(text, headers=headers)
+
+
+@router.get(
+    "/{job_id}/pictures",
+    name="pictures",
+    summary="List a job's pictures",
+    responses=problem_responses(NotFoundError),
+)
+def list_pictures(
+    request: Request, job_id: UUID, principal: PrincipalDep, resources: ResourcesDep
+) -> PictureList:
+    """List what a job shows: distilled images on the way, and the real image most like each. Looking is audited.
+
+    They stay in this hospital: no package has them, and no other hospital can ask for them.
+    """
+    with resources.transaction() as session:
+        found = pictures.show(session, principal, job_id)
+    return PictureList(
+        items=[
+            PictureOut(
+                kind=one.kind,
+                number=one.number,
+                label=one.label,
+                caption=one.caption,
+                created_at=one.created_at,
+                href=f"{request.url.path}/{one.kind}/{one.number}",
+            )
+            for one in found
+        ]
+    )
+
+
+@router.get(
+    "/{job_id}/pictures/{kind}/{number}",
+    summary="Read a picture of a job",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "The caller has these bytes (`If-None-Match`)."},
+        **problem_responses(NotFoundError),
+    },
+)
+def picture(
+    session: SessionDep,
+    job_id: UUID,
+    kind: Annotated[pictures.Shows, Path(description="What it shows.")],
+    number: Annotated[int, Path(ge=0, le=2**31 - 1, description="Of the step, or of the image.")],
+    if_none_match: Annotated[str | None, Header(max_length=1_000)] = None,
+) -> Response:
+    """Read one picture, a PNG that holds nothing else."""
+    png = pictures.read(session, job_id, kind, number)
+    headers = {"ETag": f'"{hashlib.sha256(png).hexdigest()}"'}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(png, media_type="image/png", headers=headers)
 
 
 def point_to(response: Response, job: Job) -> None:

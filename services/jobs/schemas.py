@@ -268,6 +268,29 @@ class LogPage(BaseModel):
     next: int | None
 
 
+class PictureOut(BaseModel):
+    """Where one picture of a job is, and what it shows."""
+
+    kind: Literal["step", "neighbour"] = Field(
+        description="`step`: distilled images after `number` steps. `neighbour`: the real image most like distilled "
+        "image `number`."
+    )
+    number: int
+    label: str = Field(description="The class of a real image.")
+    caption: dict[str, Any] = Field(
+        description="`iteration` and `of`; or `image`, `ssim` and `image_label`.",
+        examples=[{"image": 3, "ssim": 0.41, "image_label": "COVID"}],
+    )
+    created_at: datetime
+    href: str
+
+
+class PictureList(BaseModel):
+    """The pictures of a job, by kind and number."""
+
+    items: list[PictureOut]
+
+
 class RecipeField(BaseModel):
     """One field of a recipe; `default` is the preset's value at these images per class."""
 

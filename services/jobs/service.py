@@ -217,6 +217,11 @@ def note_progress(session: Session, job_id: UUID, fence: int, progress: Mapping[
     tell(session, job_id, "progress", progress)
 
 
+def require_held(session: Session, job_id: UUID, fence: int) -> None:
+    """Lock the job until the transaction ends. LostJobError as in `heartbeat`."""
+    _held(session, job_id, fence)
+
+
 def note_estimate(session: Session, job_id: UUID, fence: int, estimate: Mapping[str, Any]) -> None:
     """Record what the job is expected to take. LostJobError as in `heartbeat`."""
     _change(session, job_id, fence, estimate=plain(estimate))

@@ -239,6 +239,7 @@ def things_of_owner(node: Node, operation_id: str) -> dict[str, str]:
         "path": lambda *_: "manifest.json",
         "label": lambda *_: "COVID",
         "number": lambda *_: "0",
+        "kind": lambda *_: "step",
         "slug": lambda *_: "not-found",
     }
     with node.resources.sessions.begin() as session:
@@ -257,7 +258,7 @@ def parameters(node: Node, operation_id: str) -> list[str]:
 def missing(node: Node, operation_id: str) -> dict[str, str]:
     """Return values for the path parameters that no thing has."""
     words = {"site": "nowhere", "name": "nothing", "version": "9.9.9"}
-    words |= {"path": "x", "label": "x", "number": "9", "slug": "x"}
+    words |= {"path": "x", "label": "x", "kind": "step", "number": "9", "slug": "x"}
     return {name: words.get(name, MISSING) for name in parameters(node, operation_id)}
 
 
@@ -314,7 +315,11 @@ def test_the_table_gives_each_role_what_it_is_for() -> None:
     kinds = "list read version file head archive events log presets evaluations info metrics"
     for name in may[Role.AUDITOR] - own - {"audit_verify", "audit_export"}:
         assert name.rpartition("_")[2] in kinds, name
-    assert not {name for name in may[Role.AUDITOR] if "thumbnail" in name or "predict" in name}
+    assert not {
+        name
+        for name in may[Role.AUDITOR]
+        if "thumbnail" in name or "picture" in name or "predict" in name
+    }
     assert {name for name in OPERATIONS if may[Role.ADMIN].isdisjoint({name})} == everybody
     assert may[Role.STEWARD] - may[Role.RESEARCHER] == {
         "packages_release", "packages_yank", "system_metrics",
@@ -349,7 +354,7 @@ def test_each_caller_may_what_the_table_says(node: Node, operation_id: str) -> N
 
 
 # Things of `things_of_owner` have no pictures and no files.
-_NOTHING_YET = ("datasets_thumbnail", "detectors_download")
+_NOTHING_YET = ("datasets_thumbnail", "detectors_download", "jobs_picture")
 
 
 @pytest.mark.parametrize(

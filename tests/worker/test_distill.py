@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +15,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
+from ppdd_core.data.phantom import CLASSES
+from ppdd_core.package.previews import read_image
 from services.catalogue.models import PackageVersion
 from services.jobs import parts, workers
-from services.jobs.models import Part
+from services.jobs.models import JobPicture, Part
 from services.kit.storage import read_all
 from tests.worker.conftest import Node, supervised, wait_until
 from worker import supervise
@@ -113,3 +117,34 @@ def _stage(node: Node, job_id: UUID) -> str:
 def _parts(node: Node, job_id: UUID) -> list[Part]:
     with node.resources.sessions() as session:
         return list(parts.parts_of(session, job_id))
+
+
+def test_a_distillation_shows_its_images_and_their_nearest_real_ones(node: Node) -> None:
+    job_id = node.distill()
+    for stage in ("distillation", "privacy"):
+        with supervised(node.post(), job_id) as child:
+            wait_until(lambda at=stage: _stage(node, job_id) == at, stage)  # type: ignore[misc]
+            os.kill(child, signal.SIGKILL)
+        node.change(job_id, {"retry_at": None, "progress": None})
+    supervise.work(node.post(), job_id)
+    assert node.job(job_id).state == "succeeded"
+    with node.resources.sessions() as session:
+        found = session.scalars(select(JobPicture).where(JobPicture.job_id == job_id)).all()
+    steps = {one.number: one for one in found if one.kind == "step"}
+    assert sorted(steps) == [0, 4, 7, 10, 14, 17, 20]
+    assert steps[20].caption == {"iteration": 20, "of": 20}
+    assert steps[0].png != steps[20].png
+    nearest = [one for one in found if one.kind == "neighbour"]
+    assert [one.number for one in nearest] == list(range(len(CLASSES)))
+    for one in nearest:
+        assert one.label in CLASSES
+        assert one.caption["image_label"] in CLASSES
+        assert 0 < one.caption["ssim"] <= 1
+        assert read_image(one.png, name="neighbour").shape == (16, 16)
+    names = _archive_names(node, job_id)
+    assert not [name for name in names if "nearest" in name or "neighbour" in name]
+
+
+def _archive_names(node: Node, job_id: UUID) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(archive(node, job_id))) as package:
+        return package.namelist()

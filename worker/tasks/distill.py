@@ -15,6 +15,7 @@ from worker.context import JobContext, Outcome
 from worker.fan_out import teach_together
 from worker.measure import measure, worth_measuring
 from worker.patience import insist
+from worker.pictures import draw_step, show_neighbours
 from worker.recipes import identity_of, open_source, recipe_of
 from worker.room import require_room
 from worker.source import cache_dir
@@ -49,6 +50,8 @@ def run(job: JobContext) -> Outcome:
             cache_dir=cache_dir(job.resources.settings),
             processes=job.processes,
             on_images=prepare,
+            on_snapshot=lambda step, so_far: job.show(draw_step(step, so_far, recipe)),
+            on_neighbours=lambda images, made, found: show_neighbours(job, images, made, found),
             on_progress=report,
         )
     return _published(job, result)
