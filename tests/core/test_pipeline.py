@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ TOY = {
     "privacy.members": 20,
 }
 MOMENT = "2026-01-02T03:04:05Z"
+SHORT = {"distill.iterations": 2}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end undisturbed. What a test changes is a copy of its folder."""
+
+    folder: Path
+    result: Result
+    heard: list[StageProgress]
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.folder, to))
+
+    def with_its_teachers(self, to: Path) -> Path:
+        """Return the folder of a run that only its teachers were trained for."""
+        shutil.copytree(self.folder / "teachers", to / "teachers")
+        return to
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +85,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(scope="module")
+def whole(images: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder, heard = tmp_path_factory.mktemp("whole") / "run", list[StageProgress]()
+    return Finished(folder, run(images, home, folder, on_progress=heard.append), heard)
+
+
+@pytest.fixture(scope="module")
+def short(
+    whole: Finished, images: Path, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """A run of two iterations with the teachers of `whole`."""
+    folder = whole.with_its_teachers(tmp_path_factory.mktemp("short") / "run")
+    return Finished(folder, run(images, home, folder, settings=SHORT), [])
+
+
 def run(
     images: Path, home: Path, out: Path, *, on_progress: Callable[[StageProgress], None] = lambda _: None,
     settings: Mapping[str, str | float] | None = None, version: str = "0.1.0", licence: str = "none",
 ) -> Result:  # fmt: skip
-    key = load_or_create_key(home / "site.pem")
+    key = load_or_create_key(home / "keys/site.pem")
     return distill_package(
         Source(path=images),
         out,
@@ -91,12 +125,9 @@ def run(
     )
 
 
-def test_a_run_ends_in_a_package_that_verifies_and_loads(
-    images: Path, home: Path, tmp_path: Path
-) -> None:
-    heard: list[StageProgress] = []
-    result = run(images, home, tmp_path / "run", on_progress=heard.append)
-    key = fingerprint(load_or_create_key(home / "site.pem"))
+def test_a_run_ends_in_a_package_that_verifies_and_loads(whole: Finished, home: Path) -> None:
+    result, heard = whole.result, whole.heard
+    key = fingerprint(load_or_create_key(home / "keys/site.pem"))
     for place in (result.folder, result.archive):
         assert verify_package(place, trusted_key=key).ok
     package = load_package(result.archive, trusted_key=key)
@@ -114,15 +145,16 @@ def test_a_run_ends_in_a_package_that_verifies_and_loads(
     assert [s.step for s in steps] == list(range(1, 26))
     history = [
         json.loads(line)
-        for line in (tmp_path / "run/distill/history.jsonl").read_text().splitlines()
+        for line in (whole.folder / "distill/history.jsonl").read_text().splitlines()
     ]
     assert [h["step"] for h in history] == list(range(1, 26))
 
 
 def test_a_class_too_small_to_count_is_counted_nowhere(
-    images: Path, home: Path, tmp_path: Path
+    whole: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
-    result = run(images, home, tmp_path / "run", settings={"privacy.min_class_size": 1000})
+    folder = whole.with_its_teachers(tmp_path / "run")
+    result = run(images, home, folder, settings={**SHORT, "privacy.min_class_size": 1000})
     assert result.evaluation["suppressed_classes"] == sorted(CLASSES)
     assert set(result.manifest.source["classes"].values()) == {None}
     assert verify_package(result.archive).ok
@@ -144,21 +176,17 @@ def test_a_set_is_evaluated_on_other_networks_where_asked(
     assert verify_package(result.archive).ok
 
 
-def test_sigma_zero_is_reported_as_mtt(images: Path, home: Path, tmp_path: Path) -> None:
-    result = run(
-        images,
-        home,
-        tmp_path / "run",
-        settings={"distill.prune_below": 0.0, "distill.iterations": 2},
-    )
+def test_sigma_zero_is_reported_as_mtt(
+    whole: Finished, images: Path, home: Path, tmp_path: Path
+) -> None:
+    folder = whole.with_its_teachers(tmp_path / "run")
+    result = run(images, home, folder, settings={**SHORT, "distill.prune_below": 0.0})
     assert "mtt_unpruned" in {entry["method"] for entry in result.evaluation["results"]}
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_bytes(
-    images: Path, home: Path, tmp_path: Path
+    whole: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
-    undisturbed = run(images, home, tmp_path / "whole").archive.read_bytes()
-
     def stop_at(stage: str, done: int) -> Callable[[StageProgress], None]:
         def hear(progress: StageProgress) -> None:
             if progress.stage == stage and progress.done >= done:
@@ -169,12 +197,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_bytes(
     for stage, done in (("teachers", 1), ("distillation", 13), ("evaluation", 1), ("privacy", 1)):
         with pytest.raises(Interrupted, match="same command"):
             run(images, home, tmp_path / "stopped", on_progress=stop_at(stage, done))
-    assert run(images, home, tmp_path / "stopped").archive.read_bytes() == undisturbed
+    resumed = run(images, home, tmp_path / "stopped")
+    assert resumed.archive.read_bytes() == whole.result.archive.read_bytes()
 
 
 def test_two_runs_do_not_share_a_folder(images: Path, home: Path, tmp_path: Path) -> None:
     def second(progress: StageProgress) -> None:
-        if progress.stage == "teachers":
+        if progress.stage == "images":
             with pytest.raises(CheckpointError, match="another process works"):
                 run(images, home, tmp_path / "run")
             raise KeyboardInterrupt
@@ -187,46 +216,64 @@ def test_two_runs_do_not_share_a_folder(images: Path, home: Path, tmp_path: Path
 
 
 def test_reports_are_those_of_the_images_they_travel_with(
-    images: Path, home: Path, tmp_path: Path
+    short: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
-    first = run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
-    again = run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
-    assert again.evaluation == first.evaluation
+    folder = short.copy(tmp_path / "run")
+    again = run(images, home, folder, settings=SHORT)
+    assert (again.evaluation, again.privacy) == (short.result.evaluation, short.result.privacy)
     for name in ("evaluation", "privacy"):
-        file = tmp_path / "run" / f"{name}.json"
+        file = folder / f"{name}.json"
         of_others = json.loads(file.read_bytes()) | {"of": "0" * 64, "report": {"made": "up"}}
         file.write_text(json.dumps(of_others))
-    assert run(images, home, tmp_path / "run", settings={"distill.iterations": 2}) == first
+    assert run(images, home, folder, settings=SHORT) == again
 
 
 @pytest.mark.parametrize("file", ["evaluation.json", "privacy.json", "run.json"])
 def test_a_damaged_file_of_a_run_is_named(
-    images: Path, home: Path, tmp_path: Path, file: str
+    short: Finished, images: Path, home: Path, tmp_path: Path, file: str
 ) -> None:
-    run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
-    (tmp_path / "run" / file).write_bytes(b"[]")
+    folder = short.copy(tmp_path / "run")
+    (folder / file).write_bytes(b"[]")
     with pytest.raises(CheckpointError, match=rf"{file} is damaged; delete it"):
-        run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
+        run(images, home, folder, settings=SHORT)
 
 
-def test_a_damaged_history_stops_nothing(images: Path, home: Path, tmp_path: Path) -> None:
-    first = run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
-    (tmp_path / "run/distill/history.jsonl").write_text('{"step": 1}\n{"st')
-    assert run(images, home, tmp_path / "run", settings={"distill.iterations": 2}) == first
+def test_a_damaged_history_stops_nothing(
+    short: Finished, images: Path, home: Path, tmp_path: Path
+) -> None:
+    folder = short.copy(tmp_path / "run")
+    (folder / "distill/history.jsonl").write_text('{"step": 1}\n{"st')
+    again = run(images, home, folder, settings=SHORT)
+    assert again.archive.read_bytes() == short.result.archive.read_bytes()
+    assert (again.evaluation, again.privacy) == (short.result.evaluation, short.result.privacy)
 
 
 def test_other_terms_are_refused_at_once_and_cost_no_new_run(
-    images: Path, home: Path, tmp_path: Path
+    short: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
-    run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
+    folder = short.copy(tmp_path / "run")
     heard: list[StageProgress] = []
     with pytest.raises(CheckpointError, match="another version, terms; delete that folder"):
-        run(images, home, tmp_path / "run", settings={"distill.iterations": 2},
-            version="0.2.0", licence="MIT", on_progress=heard.append)  # fmt: skip
+        run(
+            images,
+            home,
+            folder,
+            settings=SHORT,
+            version="0.2.0",
+            licence="MIT",
+            on_progress=heard.append,
+        )
     assert heard == []
-    shutil.rmtree(tmp_path / "run/package")
-    result = run(images, home, tmp_path / "run", settings={"distill.iterations": 2},
-                 version="0.2.0", licence="MIT", on_progress=heard.append)  # fmt: skip
+    shutil.rmtree(folder / "package")
+    result = run(
+        images,
+        home,
+        folder,
+        settings=SHORT,
+        version="0.2.0",
+        licence="MIT",
+        on_progress=heard.append,
+    )
     assert {p.stage for p in heard} <= {"images", "package"}
     assert (result.manifest.version, result.manifest.usage.licence) == ("0.2.0", "MIT")
 
@@ -259,10 +306,11 @@ def test_copies_of_trained_images_are_no_test_images(home: Path, tmp_path: Path)
         load_split(source, preset("quick", 1).override(TOY), cache_dir=home / "cache")
 
 
-def test_a_folder_of_another_recipe_is_refused(images: Path, home: Path, tmp_path: Path) -> None:
-    run(images, home, tmp_path / "run", settings={"distill.iterations": 2})
+def test_a_folder_of_another_recipe_is_refused(
+    short: Finished, images: Path, home: Path, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="other recipe"):
-        run(images, home, tmp_path / "run", settings={"distill.iterations": 3})
+        run(images, home, short.copy(tmp_path / "run"), settings={"distill.iterations": 3})
 
 
 @pytest.mark.parametrize(
@@ -284,7 +332,7 @@ def test_what_the_manifest_would_refuse_is_refused_before_the_work(
         "site_id": "toy",
         "site_name": "Toy",
         "usage": Usage(licence="none", purposes=("DUO:0000006",)),
-        "key": load_or_create_key(home / "site.pem"),
+        "key": load_or_create_key(home / "keys/site.pem"),
     }
     Identity(**good)
     with pytest.raises(BadConfigError, match=said):
@@ -301,7 +349,7 @@ def test_test_rows_of_trained_patients_are_refused(
             preset("quick", 1).override(TOY),
             Identity(
                 name="toy/set", version="0.1.0", site_id="toy", site_name="Toy",
-                usage=Usage(licence="none", purposes=("DUO:0000006",)), key=load_or_create_key(home / "site.pem"),
+                usage=Usage(licence="none", purposes=("DUO:0000006",)), key=load_or_create_key(home / "keys/site.pem"),
             ),
             device=torch.device("cpu"),
             cache_dir=home / "cache",
@@ -317,8 +365,8 @@ def start(images: Path, home: Path, out: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PPDD_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable, "-c", "from ppdd_core.cli.main import main; main()", "distill", str(images),
-        "--out", str(out), "--ipc", "1", "--site", "toy", "--name", "set",
-        "--created", MOMENT, "--processes", "1", *settings,
+        "--out", str(out), "--ipc", "1", "--site", "toy", "--site-name", "Toy", "--name", "set",
+        "--licence", "none", "--created", MOMENT, "--processes", "1", *settings,
     ]  # fmt: skip
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -333,11 +381,9 @@ def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> Non
 
 
 def test_kill_9_in_every_stage_and_resume_gives_the_same_package(
-    images: Path, home: Path, tmp_path: Path
+    whole: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _, errors = (undisturbed := start(images, home, whole)).communicate()
-    assert undisturbed.returncode == 0, errors
+    killed = tmp_path / "killed"
     stages: list[Callable[[], bool]] = [
         (killed / "teachers/001/epoch-001.safetensors").exists,
         (killed / "distill/state.safetensors").exists,
@@ -352,5 +398,5 @@ def test_kill_9_in_every_stage_and_resume_gives_the_same_package(
         assert process.returncode == -signal.SIGKILL
     _, errors = (resumed := start(images, home, killed)).communicate()
     assert resumed.returncode == 0, errors
-    assert (killed / "set-0.1.0.zip").read_bytes() == (whole / "set-0.1.0.zip").read_bytes()
+    assert (killed / "set-0.1.0.zip").read_bytes() == whole.result.archive.read_bytes()
     assert not [file for file in (killed / "package").iterdir() if file.name.startswith(".")]
