@@ -34,6 +34,7 @@ from ppdd_core.package.signature import fingerprint
 from ppdd_core.package.verify import verify_package
 from services.audit import service as audit
 from services.audit.actor import SYSTEM
+from services.audit.models import AuditEvent
 from services.catalogue.models import PackageVersion
 from services.kit.db import READONLY, UtcDateTime, now
 from services.kit.holds import hold, release
@@ -58,6 +59,7 @@ MOMENTARY = frozenset(
         "prediction_images",
     }
 )
+COMPLETE = "backup.complete"  # the event after a backup; the one before it is part of it
 ROWS_AT_ONCE = 500
 MAX_MANIFEST = 64 * 2**20
 
@@ -103,10 +105,20 @@ def back_up(
     holder = hold(resources.sessions, ())
     try:
         with _new_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            return _Writer(archive).write(resources, holder, on_progress)
+            made = _Writer(archive).write(resources, holder, on_progress)
     finally:
         with resources.sessions.begin() as session:
             release(session, holder)
+    with resources.sessions.begin() as session:
+        held = {name: getattr(made, name) for name in ("rows", "objects", "packages", "bytes")}
+        audit.record(session, SYSTEM, COMPLETE, detail=held)
+    return made
+
+
+def last_backup(session: Session) -> AuditEvent | None:
+    """Return the event of the last backup that was written to its end: when, and what it holds. Not where it lies."""
+    found, _ = audit.find(session, audit.Filter(action=COMPLETE), cursor=None, limit=1)
+    return found[0] if found else None
 
 
 @dataclass

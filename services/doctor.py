@@ -67,6 +67,13 @@ def good(part: str, seen: str) -> Finding:
 
 def examine(resources: Resources) -> Iterator[Finding]:
     """Yield how each part of this node is, one after the other."""
+    yield from examine_service(resources)
+    yield gpu()
+    yield torch(resources.settings)
+
+
+def examine_service(resources: Resources) -> Iterator[Finding]:
+    """Yield the same without what only a worker's machine needs: GPU and torch."""
     settings = resources.settings
     yield good("versions", f"ppdd {__version__}, Python {platform.python_version()}")
     yield data_dir(settings)
@@ -81,8 +88,6 @@ def examine(resources: Resources) -> Iterator[Finding]:
     yield _from_fault("worker", service.worker_fault(resources), _WORKER_FIX, bad="WARN")
     yield disk(settings)
     yield data_roots(settings)
-    yield gpu()
-    yield torch(settings)
     yield certificate(settings)
 
 

@@ -147,6 +147,24 @@ _RULES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a policy asks of one figure of the report."""
+
+    name: str  # of the figure
+    value: float | int
+    is_least: bool  # less is refused; else more is
+    needed: bool  # a figure that could not be measured is refused too
+
+
+def limits(policy: PrivacyConfig) -> tuple[Limit, ...]:
+    """Return what a policy judges; which end of an interval counts is said by each figure's method."""
+    return tuple(
+        Limit(name, getattr(policy, rule.threshold), rule.threshold.startswith("min_"), rule.needed)
+        for name, rule in _RULES.items()
+    )
+
+
 def judge(measurement: Measurement, policy: PrivacyConfig) -> Measurement:
     """Return the measurement with `threshold` and `passed` as the policy decides them.
 
