@@ -42,13 +42,21 @@ def package_files(
     policy: PrivacyConfig | None = None,
     classes: tuple[str, ...] = CLASSES,
     expires: str | None = "2099-12-31",
+    site_name: str = "",
+    licence: str = "CC-BY-NC-4.0",
+    curves: bool = False,
 ) -> Mapping[str, bytes]:
-    """Return the files of a package; `seed` names the key, by default the site's own pretended one."""
+    """Return the files of a package; `seed` names the key, by default the site's own pretended one.
+
+    With `curves` its evaluation has a confusion matrix and ROC curves.
+    """
     content = _content(site, name, version, classes)
     content = dataclasses.replace(
         content,
+        site_name=site_name or content.site_name,
+        evaluation=_with_curves(content.evaluation) if curves else content.evaluation,
         privacy=privacy_report(auc, policy or PrivacyConfig()),
-        usage=Usage(licence="CC-BY-NC-4.0", purposes=("DUO:0000042",), expires=expires),
+        usage=Usage(licence=licence, purposes=("DUO:0000042",), expires=expires),
     )
     return build_files(content, key_of(seed or site))
 
@@ -174,3 +182,20 @@ def _evaluation(classes: tuple[str, ...]) -> dict[str, Any]:
         "results": [result],
         "summary": [summary],
     }
+
+
+def _with_curves(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evaluation as it is recorded today."""
+    (result,) = evaluation["results"]
+    classes = len(evaluation["classes"])
+    curve = {"auroc": 0.875, "roc": [min(1.0, 0.5 + step / 50) for step in range(51)]}
+    counts = [
+        [15 if down == across else (5 if across == (down + 1) % classes else 0) for across in range(classes)]
+        for down in range(classes)
+    ]  # fmt: skip
+    whole = {**result, "confusion": counts}
+    whole["per_class"] = [
+        {**row, **curve, "sensitivity_interval": [0.5, 0.85], "specificity_interval": [0.8, 0.95]}
+        for row in result["per_class"]
+    ]
+    return {**evaluation, "results": [whole]}
