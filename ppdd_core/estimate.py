@@ -53,6 +53,15 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What one teacher and one run were seen to take on a device."""
+
+    teacher: _Teacher
+    student: _Student
+    cpu: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Teacher:
     image: float  # seconds per image of a teacher's epoch, one process
     baseline_bytes: int  # of a process that has imported torch and does nothing
@@ -74,12 +83,25 @@ def estimate_run(
 
     `processes` teachers are trained side by side on the CPU; 0 = one per core.
     """
+    measured = measure(recipe, len(split.train.classes), device)
+    return multiplied(measured, recipe, split, processes=processes)
+
+
+def measure(recipe: Recipe, classes: int, device: torch.device) -> Measured:
+    """Do what a teacher and a run do, each for a moment in a process of its own."""
+    return Measured(
+        _in_child(_measure_teacher, recipe, classes, str(device)),
+        _in_child(_measure_student, recipe, classes, str(device)),
+        device.type == "cpu",
+    )
+
+
+def multiplied(measured: Measured, recipe: Recipe, split: Split, *, processes: int = 0) -> Estimate:
+    """Return what a run of `recipe` on `split` will take if it goes on as `measured`: see `estimate_run`."""
+    one, student, cpu = measured.teacher, measured.student, measured.cpu
     classes = len(split.train.classes)
-    one = _in_child(_measure_teacher, recipe, classes, str(device))
-    student = _in_child(_measure_student, recipe, classes, str(device))
     teacher, distill, detector = recipe.teacher, recipe.distill, recipe.detector
     epoch_images = teacher.epoch_images or len(split.train)
-    cpu = device.type == "cpu"
     side_by_side = min(processes or os.cpu_count() or 1, teacher.teachers) if cpu else 1
     rounds = -(-teacher.teachers // side_by_side)
     few, full = trainings(recipe.evaluation, detector.seeds)

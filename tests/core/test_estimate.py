@@ -6,7 +6,7 @@ import torch
 
 from ppdd_core.config import EvaluationConfig, Recipe
 from ppdd_core.data.dataset import LabelledImages, Split, labelled_images
-from ppdd_core.estimate import Estimate, estimate_run, trainings
+from ppdd_core.estimate import Estimate, Measured, measure, multiplied, trainings
 from ppdd_core.presets import preset
 
 
@@ -30,14 +30,15 @@ def recipe(**changes: float) -> Recipe:
     return preset("quick", 2).override({**small, **changes})
 
 
-def run(of: Recipe, processes: int = 1) -> Estimate:
-    return estimate_run(of, split(), device=torch.device("cpu"), processes=processes)
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    """The small recipe's, measured once."""
+    return measure(recipe(), 2, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def one() -> Estimate:
-    """The small recipe's, measured once."""
-    return run(recipe())
+def one(measured: Measured) -> Estimate:
+    return multiplied(measured, recipe(), split(), processes=1)
 
 
 def test_every_stage_has_its_time_and_everything_its_size(one: Estimate) -> None:
@@ -48,8 +49,11 @@ def test_every_stage_has_its_time_and_everything_its_size(one: Estimate) -> None
     assert 200_000 < one.package_bytes < one.disk_bytes
 
 
-def test_more_work_is_estimated_longer_and_more_teachers_larger(one: Estimate) -> None:
-    more = run(recipe(**{"distill.iterations": 20_000, "teacher.teachers": 400}), processes=4)
+def test_more_work_is_estimated_longer_and_more_teachers_larger(
+    measured: Measured, one: Estimate
+) -> None:
+    larger = recipe(**{"distill.iterations": 20_000, "teacher.teachers": 400})
+    more = multiplied(measured, larger, split(), processes=4)
     assert more.seconds["distillation"] > 20 * one.seconds["distillation"]
     assert more.disk_bytes > 5 * one.disk_bytes
     # each of four teachers side by side is a process with a torch of its own
