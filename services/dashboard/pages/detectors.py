@@ -32,7 +32,7 @@ from services.detectors.schemas import (
 )
 from services.jobs import reading
 from services.jobs.models import ENDED, Kind, State
-from services.kit.errors import BadRequestError, NotFoundError, ServiceError
+from services.kit.errors import NotFoundError, ServiceError, UnprocessableError
 from services.kit.http import ResourcesDep, SessionDep
 from services.kit.resources import Resources
 
@@ -185,7 +185,7 @@ def _lines(form: Form, *several: str) -> dict[str, Any]:
                 continue
             key, equals, value = line.partition("=")
             if not equals or not key.strip() or not value.strip():
-                raise BadRequestError(
+                raise UnprocessableError(
                     f"{name}: write a line for each, as a = b; {line.strip()[:60]!r} is none"
                 )
             table[key.strip()] = value.strip()
