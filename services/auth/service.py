@@ -354,6 +354,20 @@ def list_tokens(
     return page_rows(session, statement, ApiToken.id, cursor=cursor, limit=limit)
 
 
+def expiring_tokens(
+    session: Session, caller: Principal, *, within: timedelta, limit: int
+) -> Sequence[ApiToken]:
+    """Return tokens that will soon work no more, the next first: the caller's, or everybody's for an admin."""
+    at = now()
+    statement = select(ApiToken).where(
+        ApiToken.revoked_at.is_(None), ApiToken.expires_at > at, ApiToken.expires_at <= at + within
+    )
+    if caller.role is not Role.ADMIN:
+        statement = statement.where(ApiToken.user_id == caller.user_id)
+    ordered = statement.order_by(ApiToken.expires_at).limit(limit)
+    return session.scalars(ordered.options(joinedload(ApiToken.user))).all()
+
+
 def revoke_token(session: Session, caller: Principal, token_id: UUID) -> None:
     """Let a token work no more. Somebody else's is not there for those who do not decide."""
     token = session.get(ApiToken, token_id)

@@ -97,6 +97,30 @@ def summaries(session: Session, version_ids: Sequence[UUID]) -> dict[UUID, AnyRo
     return {row.id: row for row in session.execute(statement)}
 
 
+def oldest_drafts(session: Session, limit: int) -> Sequence[AnyRow]:
+    """Return the drafts that were added first, in that order: what lists show of a version, and its package's name."""
+    return session.execute(
+        select(*_SHOWN, Package.site, Package.name)
+        .join(Package, Package.id == PackageVersion.package_id)
+        .where(PackageVersion.state == VersionState.DRAFT.value)
+        .order_by(PackageVersion.id)
+        .limit(limit)
+    ).all()
+
+
+def expiring(session: Session, first: str, last: str, limit: int) -> Sequence[AnyRow]:
+    """Return the versions in use whose last day of use lies between two days (as text), the next first."""
+    expires = PackageVersion.manifest["usage"]["expires"].as_string()
+    in_use = (VersionState.DRAFT.value, VersionState.RELEASED.value, VersionState.HELD.value)
+    return session.execute(
+        select(Package.site, Package.name, PackageVersion.version, expires.label("expires"))
+        .join(Package, Package.id == PackageVersion.package_id)
+        .where(PackageVersion.state.in_(in_use), expires.between(first, last))
+        .order_by(expires, PackageVersion.id)
+        .limit(limit)
+    ).all()
+
+
 def list_versions(
     session: Session, site: str, name: str, seen: ColumnElement[bool]
 ) -> Sequence[PackageVersion]:

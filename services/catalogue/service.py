@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -45,6 +46,8 @@ __all__ = [
     "judge",
     "store_package",
 ]
+
+EXPIRING = timedelta(days=30)
 
 
 class AlreadyPublishedError(ConflictError):
@@ -454,6 +457,17 @@ def list_packages(
     )
     newest = repository.summaries(session, [row.newest for row in packages])
     return [(row, newest[row.newest]) for row in packages if row.newest in newest], following
+
+
+def oldest_drafts(session: Session, limit: int) -> Sequence[AnyRow]:
+    """Return the drafts that wait longest, each with its package's `site` and `name`. For people of this node."""
+    return repository.oldest_drafts(session, limit)
+
+
+def expiring(session: Session, today: date, limit: int) -> Sequence[AnyRow]:
+    """Return versions in use whose last day of use comes within EXPIRING, or is past no longer than so."""
+    first, last = today - EXPIRING, today + EXPIRING
+    return repository.expiring(session, first.isoformat(), last.isoformat(), limit)
 
 
 def list_versions(

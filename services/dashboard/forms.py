@@ -18,6 +18,12 @@ M = TypeVar("M", bound=BaseModel)
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 MOST_FIELDS = 1000
 CSRF_FIELD = "csrf"
+SAID = {  # what pydantic says of these is for programmers
+    "missing": "Fill in this field.",
+    "string_pattern_mismatch": "This has another form than the one that is asked for.",
+    "enum": "Choose one of those offered.",
+    "literal_error": "Choose one of those offered.",
+}
 
 
 class Form:
@@ -140,6 +146,6 @@ FormDep = Annotated[Form, Depends(_form)]
 
 def _said(error: Any) -> str:
     """Return what pydantic finds wrong, as one says it to a person."""
-    if error["type"] == "missing":
-        return "Fill in this field."
+    if error["type"] in SAID:
+        return SAID[error["type"]]
     return str(error["msg"]).removeprefix("Value error, ").capitalize()

@@ -187,15 +187,18 @@ def moment(at: datetime | str | None, how: str = "time") -> Markup:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as people say them: `42 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return seconds as people say them: `42 s`, `3 min 20 s`, `2 h 05 min`, `12 h`."""
     if seconds is None:
         return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    large, small, units = (
+        (whole // 60, whole % 60, ("min", "s"))
+        if whole < 3600
+        else (whole // 3600, whole % 3600 // 60, ("h", "min"))
+    )
+    return f"{large} {units[0]} {small:02d} {units[1]}" if small else f"{large} {units[0]}"
 
 
 def size(count: float | None) -> str:

@@ -81,7 +81,12 @@ def _start(day: date) -> datetime:
 
 def _said(detail: Mapping[str, Any]) -> str:
     """Return an event's details in one line."""
-    return ", ".join(
-        f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in detail.items()
-    )
+    return "; ".join(f"{name}: {_in_words(value)}" for name, value in detail.items())
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(_in_words(one) for one in value)
+    return json.dumps(value, ensure_ascii=False)
