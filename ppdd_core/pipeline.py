@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -349,9 +350,14 @@ def teach(
     )[:WATCHED]
 
     def report(done: int, total: int, accuracy: float) -> None:
+        known = not math.isnan(accuracy)  # from the end of the first epoch on
         on_progress(
             StageProgress(
-                "teachers", done, total, note=f"balanced accuracy {accuracy:.2f}", accuracy=accuracy
+                "teachers",
+                done,
+                total,
+                note=f"balanced accuracy {accuracy:.2f}" if known else "",
+                accuracy=accuracy if known else None,
             )
         )
 

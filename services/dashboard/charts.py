@@ -71,9 +71,14 @@ def lines(
 
 
 def bars(
-    title: str, values: Sequence[Bar], *, y: str, between: tuple[float, float] = (0.0, 1.0)
+    title: str,
+    values: Sequence[Bar],
+    *,
+    y: str,
+    between: tuple[float, float] = (0.0, 1.0),
+    alike: bool = False,
 ) -> Markup:
-    """Return lying bars with their intervals: names have room so."""
+    """Return lying bars with their intervals: names have room so. The first is told apart unless all are `alike`."""
     if not values:
         return Markup("")
     height = STEP * len(values) + BOTTOM
@@ -84,7 +89,7 @@ def bars(
         parts.append(_tag("line", class_="grid", x1=at, x2=at, y1=4, y2=height - BOTTOM + 2))
         parts.append(_text("tick", at, height - BOTTOM + 18, _said(tick), "middle"))
     for place, bar in enumerate(values):
-        parts.append(_bar(bar, across, STEP * (place + 0.5) + 2, 1 if place == 0 else 2))
+        parts.append(_bar(bar, across, STEP * (place + 0.5) + 2, 1 if alike or place == 0 else 2))
     parts.append(_text("axis", (NAMES + WIDTH - FIGURES) / 2, height - 4, y, "middle"))
     rows = [[bar.name, _said(bar.value), _interval(bar)] for bar in values]
     return _figure(title, _joined(parts), [], ["", y, "95 %"], rows, height=height)

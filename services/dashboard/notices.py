@@ -14,5 +14,11 @@ NOTICES = {
     "detector-queued": "The detector is being trained.",
     "evaluation-queued": "The detector is being measured; the figures appear here.",
     "detector-removed": "The detector was removed.",
+    "dataset-added": "The dataset is registered. Check it next.",
+    "dataset-checking": "The dataset is being checked: every image is read.",
+    "dataset-removed": "The dataset was removed. Its images were not touched where they lie below a data root.",
+    "job-queued": "The job is queued. It begins as soon as a worker is free.",
+    "job-cancelled": "The job was asked to stop. It keeps what it has.",
+    "job-resumed": "The job is queued again and goes on from what it kept.",
     "saved": "Saved.",
 }

@@ -170,6 +170,13 @@ def require_usable(session: Session, reference: str, *, allow_yanked: bool) -> P
     return version
 
 
+def made_by(session: Session, job_id: UUID) -> UUID | None:
+    """Return the detector that a job trains or trained; None where there is none any more."""
+    detector = repository.find_by_job(session, job_id)
+    gone = detector is None or detector.state == DetectorState.REMOVED.value
+    return None if detector is None or gone else detector.id
+
+
 def trained_by(session: Session, job_id: UUID) -> Detector:
     """Return the detector that a job is to train; NotReadyError where it was removed."""
     detector = repository.find_by_job(session, job_id)

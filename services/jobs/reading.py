@@ -14,6 +14,8 @@ from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine, Part, St
 from services.kit.keyset import AnyRow, page_columns
 
 # The stages of an estimate in the order they run; a JSON column does not keep it.
+ROUGHLY, COURSE = 120, 250  # events that are looked at of a whole job, and of one stage of it
+MOST_STAGES = 4  # that have numbers to show
 STAGES = ("teachers", "distillation", "evaluation", "privacy")
 
 
@@ -95,6 +97,41 @@ def read_log(
     service.get(session, job_id)
     lines = repository.lines_after(session, job_id, after, limit + 1)
     return lines[:limit], len(lines) > limit
+
+
+def read_log_end(session: Session, job_id: UUID, *, limit: int) -> Sequence[LogLine]:
+    """Return a job's newest log lines, the oldest of them first."""
+    return repository.last_lines(session, job_id, limit)
+
+
+def read_course(session: Session, job_id: UUID) -> Sequence[JobEvent]:
+    """Return progress events that show how a job went: few where little changes, up to COURSE of each stage.
+
+    A stage shorter than a hundredth of the job may be missing.
+    """
+    ends = repository.ends_of_progress(session, job_id)
+    if ends is None:
+        return []
+    rough = repository.some_progress(session, job_id, *ends, ROUGHLY)
+    found = {event.id: event for event in rough}
+    if len(rough) >= ROUGHLY // 2:  # else these are all there are
+        for first, last in _stretches(rough, ends):
+            for event in repository.some_progress(session, job_id, first, last, COURSE):
+                found[event.id] = event
+    return [found[one] for one in sorted(found)]
+
+
+def _stretches(events: Sequence[JobEvent], ends: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return from which to which event each of the stages with numbers goes, at most."""
+    stretches: dict[str, tuple[int, int]] = {}
+    for at, event in enumerate(events):
+        if not event.data.get("numbers"):
+            continue
+        before = events[at - 1].id if at else ends[0]
+        after = events[at + 1].id if at + 1 < len(events) else ends[1]
+        first, last = stretches.get(event.data.get("stage", ""), (before, after))
+        stretches[event.data.get("stage", "")] = (min(first, before), max(last, after))
+    return list(stretches.values())[:MOST_STAGES]
 
 
 def seconds_left(job: Job) -> float | None:

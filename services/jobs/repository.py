@@ -6,7 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Select, case, delete, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    Select,
+    case,
+    column,
+    delete,
+    func,
+    or_,
+    select,
+    values,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Delete, Update
 
@@ -140,6 +151,47 @@ def lines_after(session: Session, job_id: UUID, after: int, limit: int) -> Seque
         .order_by(LogLine.id)
         .limit(limit)
     ).all()
+
+
+def last_lines(session: Session, job_id: UUID, limit: int) -> Sequence[LogLine]:
+    """Return a job's newest log lines, the oldest of them first."""
+    found = session.scalars(
+        select(LogLine).where(LogLine.job_id == job_id).order_by(LogLine.id.desc()).limit(limit)
+    ).all()
+    return found[::-1]
+
+
+def ends_of_progress(session: Session, job_id: UUID) -> tuple[int, int] | None:
+    """Return the ids of a job's first and last progress event; None where it has none."""
+    ids = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.kind == "progress")
+    first = session.scalar(ids.order_by(JobEvent.id).limit(1))
+    last = session.scalar(ids.order_by(JobEvent.id.desc()).limit(1))
+    return None if first is None or last is None else (first, last)
+
+
+def some_progress(
+    session: Session, job_id: UUID, first: int, last: int, most: int
+) -> Sequence[JobEvent]:
+    """Return at most so many progress events evenly out of those between two ids, in order.
+
+    Each is looked for by the index: a job that reported for days is read as fast as a short one.
+    """
+    step = max(1.0, (last - first) / max(1, most - 1))
+    places = {round(first + step * at) for at in range(most)}
+    marks = values(column("at", BigInteger), name="marks").data(
+        [(place,) for place in sorted(places) if place <= last]
+    )
+    mark = marks.cte("marks")
+    next_one = (
+        select(JobEvent.id)
+        .where(JobEvent.job_id == job_id, JobEvent.id >= mark.c.at, JobEvent.kind == "progress")
+        .order_by(JobEvent.id)
+        .limit(1)
+        .correlate(mark)
+        .scalar_subquery()
+    )
+    found = select(JobEvent).where(JobEvent.id.in_(select(next_one).select_from(mark)))
+    return session.scalars(found.order_by(JobEvent.id)).all()
 
 
 def jobs_with_much_progress(session: Session) -> Sequence[UUID]:

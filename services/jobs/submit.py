@@ -85,11 +85,7 @@ def submit_distill(
         return known, False
     _require_usable(dataset)
     _require_few_images(recipe, dataset)
-    other = repository.maker_of(session, identity.name, identity.version)
-    if other is not None:
-        raise PackageTakenError(
-            f"job {other} makes or made {settings.site_id}/{identity.name} {identity.version}; choose another version"
-        )
+    _require_free(session, settings, identity)
     job, new = jobs.create(
         session,
         settings.jobs,
@@ -103,6 +99,25 @@ def submit_distill(
     if new:
         job.estimate = repository.known_estimate(session, dataset.id, spec["workload"])
     return job, new
+
+
+def rehearse(
+    session: Session, settings: Settings, work: Work, identity: Identity | None = None
+) -> None:
+    """Refuse what `submit_distill` would refuse, or `submit_estimate` where there is no identity; nothing is made."""
+    recipe, dataset = _recipe(work), find_dataset(session, work.dataset)
+    _spec(work, recipe, dataset)
+    if identity is not None:
+        _package(settings, identity)
+    _require_usable(dataset)
+    _require_few_images(recipe, dataset)
+    if identity is not None:
+        _require_free(session, settings, identity)
+
+
+def is_free(session: Session, name: str, version: str) -> bool:
+    """Whether no job makes or made that version of a package here."""
+    return repository.maker_of(session, name, version) is None
 
 
 def submit_estimate(
@@ -220,6 +235,14 @@ def _package(settings: Settings, identity: Identity) -> dict[str, Any]:
         "terms_sha256": usage.terms_sha256,
         "expires": usage.expires,
     }
+
+
+def _require_free(session: Session, settings: Settings, identity: Identity) -> None:
+    other = repository.maker_of(session, identity.name, identity.version)
+    if other is not None:
+        raise PackageTakenError(
+            f"job {other} makes or made {settings.site_id}/{identity.name} {identity.version}; choose another version"
+        )
 
 
 def _require_usable(dataset: SourceDataset) -> None:
