@@ -16,7 +16,16 @@ from services.audit.models import AuditEvent
 from services.auth import login as logins
 from services.auth import service as auth
 from services.auth.models import LoginSession, User
-from services.backup import MANIFEST, SECRET_KEY, SITE_KEY, BackupError, Summary, back_up, restore
+from services.backup import (
+    MANIFEST,
+    SECRET_KEY,
+    SITE_KEY,
+    BackupError,
+    Summary,
+    back_up,
+    last_backup,
+    restore,
+)
 from services.catalogue.models import PackageVersion
 from services.jobs.models import LogLine
 from services.kit.migrate import upgrade
@@ -113,6 +122,21 @@ def test_a_damaged_store_is_found_out_and_leaves_no_backup(node: Resources, tmp_
     with pytest.raises(Exception, match=digest[:12]):
         back_up(node, tmp_path / "out")
     assert not [one for one in tmp_path.iterdir() if "out" in one.name]
+    with node.reading() as session:
+        assert last_backup(session) is None
+
+
+def test_a_backup_that_was_written_is_remembered_with_what_it_holds(
+    node: Resources, tmp_path: Path
+) -> None:
+    made = back_up(node, tmp_path / "out")
+    with node.reading() as session:
+        event = last_backup(session)
+    assert event is not None
+    assert event.detail == {
+        "rows": made.rows, "objects": made.objects, "packages": made.packages, "bytes": made.bytes,
+    }  # fmt: skip
+    assert str(tmp_path) not in str(event.detail)
 
 
 def test_only_an_empty_node_is_restored_into(original: tuple[Resources, Path]) -> None:
