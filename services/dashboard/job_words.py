@@ -32,7 +32,7 @@ STAGES = {
     "bytes": "fetching",
     "verify": "verifying",
     "packages": "opening packages",
-    "epochs": "training",
+    "epochs": "training the detector",
     "evaluating": "measuring",
 }
 # By the slug of an error: what somebody can do about it.
@@ -103,12 +103,12 @@ GROUPS = {
     "distill": "Distillation",
     "detector": "Detectors that measure the result",
     "evaluation": "Evaluation",
-    "privacy": "Privacy policy",
+    "privacy": "Privacy thresholds",
 }
 SPLITS = {
-    "train": "training",
-    "validation": "validation",
-    "test": "test",
+    "train": "for training",
+    "validation": "for validation",
+    "test": "for the test",
     "unassigned": "not assigned",
 }
 SEVERITIES = {"error": "failed", "warning": "warn", "note": "busy"}  # the style that each has
