@@ -105,6 +105,12 @@ GROUPS = {
     "evaluation": "Evaluation",
     "privacy": "Privacy thresholds",
 }
+ASKED = {
+    "preset": "preset",
+    "images_per_class": "distilled images per class",
+    "seed": "seed",
+    "image_size": "image size in pixels",
+}
 SPLITS = {
     "train": "for training",
     "validation": "for validation",

@@ -16,7 +16,7 @@ from services.catalogue import service as catalogue
 from services.dashboard import charts, curves
 from services.dashboard.figures import read_evaluation
 from services.dashboard.forms import Form, FormDep
-from services.dashboard.job_words import ADVICE, KINDS, OUTCOMES, RESUME, STAGES, START_ANEW
+from services.dashboard.job_words import ADVICE, ASKED, KINDS, OUTCOMES, RESUME, STAGES, START_ANEW
 from services.dashboard.language import language_of, translator
 from services.dashboard.rendering import is_fragment, may, redirect, render
 from services.dashboard.route import page_router
@@ -258,8 +258,7 @@ def _compared(
 
 def _asked(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what was asked for, as far as it fits one line each."""
-    wanted = ("preset", "images_per_class", "seed", "image_size")
-    found = [(name, spec[name]) for name in wanted if name in spec]
+    found = [(words, spec[name]) for name, words in ASKED.items() if name in spec]
     return found + [
         (f"test: {name}", value) for name, value in (spec.get("test_rows") or {}).items()
     ]
