@@ -1,11 +1,13 @@
-"""Peak memory of the API's process while a large object is uploaded and downloaded over loopback.
+"""Peak memory of the API's process while large objects are uploaded, downloaded and imported over loopback.
 
     python benchmarks/api_memory.py --gib 2 --out docs/results/api_memory.json
+    python benchmarks/api_memory.py --import-images 720
 
 The API runs as a process of its own: embedded, on SQLite and a folder. The upload is a dataset; what is downloaded is
-the archive of a package whose row is written into the database by hand, because no real package is so large. The peak
-is the kernel's (VmHWM). `--store HOST:PORT` measures with an S3 server instead of the folder; its keys are taken from
-PPDD_STORE__ACCESS_KEY and PPDD_STORE__SECRET_KEY.
+the archive of a package whose row is written into the database by hand, because no real package is so large.
+`--import-images` imports a real, signed package instead: so many 512 x 512 images of noise, 1 MiB each, and a preview
+of 256 KiB for each. The peak is the kernel's (VmHWM). `--store HOST:PORT` measures with an S3 server instead of the
+folder; its keys are taken from PPDD_STORE__ACCESS_KEY and PPDD_STORE__SECRET_KEY.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from services.catalogue.models import Origin, Package, PackageVersion, VersionSt
 from services.kit.db import Base, now
 from services.kit.resources import Resources, open_resources
 from services.settings import load_settings
+from tests.services import packages
 
 MIB = 2**20
 ENTRY = 64 * MIB
@@ -50,17 +53,26 @@ def main() -> None:
     )
     parser.add_argument("--gib", type=float, default=2.0)
     parser.add_argument("--at-once", type=int, default=1, help="uploads, then downloads, at a time")
+    parser.add_argument("--import-images", type=int, default=0, help="import such a package")
     parser.add_argument("--store", default="", help="HOST:PORT of an S3 server")
     parser.add_argument("--folder", type=Path, help="where to put it; needs three times the size")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--make-package", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
         _serve(arguments.serve)
         return
+    if arguments.make_package:
+        _make_package(arguments.make_package, arguments.import_images)
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        result = _measure(
-            Path(folder), int(arguments.gib * 2**30), arguments.store, arguments.at_once
+        result = (
+            _measure_import(Path(folder), arguments.import_images, arguments.store)
+            if arguments.import_images
+            else _measure(
+                Path(folder), int(arguments.gib * 2**30), arguments.store, arguments.at_once
+            )
         )
     text = json.dumps(result, indent=2) + "\n"
     if arguments.out:
@@ -95,6 +107,36 @@ def _measure(folder: Path, size: int, store: str, at_once: int) -> dict[str, Any
         "download_verified": verified,
         "passes": verified and after_download < LIMIT_MIB,
     }
+
+
+def _measure_import(folder: Path, images: int, store: str) -> dict[str, Any]:
+    subprocess.run(  # noqa: S603 - ourselves; torch's memory is not to be ours
+        [sys.executable, __file__, "--make-package", str(folder / "package.zip"), "--import-images", str(images)],
+        check=True,
+    )  # fmt: skip
+    path = folder / "package.zip"
+    size = path.stat().st_size
+    with _api(folder / "node", store) as (port, pid, _, token):
+        idle = _peak_mib(pid)
+        (answer,), took = _timed([_send(port, token, path, "/api/v1/packages")])
+        after = _peak_mib(pid)
+    imported = json.loads(answer)
+    return {
+        "bytes": size,
+        "images": images,
+        "store": "s3" if store else "folder",
+        "peak_mib": {"idle": idle, "import": after},
+        "limit_mib": LIMIT_MIB,
+        "seconds": round(took, 1),
+        "state": imported["state"],
+        "passes": after < LIMIT_MIB,
+    }
+
+
+def _make_package(path: Path, images: int) -> None:
+    """Write a signed package of another hospital with so many large images."""
+    packages.SIZE, packages.PER_CLASS = 512, images // len(packages.CLASSES)
+    packages.write_package(path.parent, packages.package_files("hospital-b"), path.name)
 
 
 def _make_zip(path: Path, size: int, seed: int) -> Path:
@@ -174,9 +216,11 @@ def _publish(resources: Resources, sha256: str, size: int) -> str:
 
 
 def _upload(port: int, token: str, path: Path, number: int) -> list[str]:
-    return [
-        sys.executable, "-c", _UPLOAD, str(port), token, str(path), f"/api/v1/datasets/uploads?name=large-{number}",
-    ]  # fmt: skip
+    return _send(port, token, path, f"/api/v1/datasets/uploads?name=large-{number}")
+
+
+def _send(port: int, token: str, path: Path, address: str) -> list[str]:
+    return [sys.executable, "-c", _UPLOAD, str(port), token, str(path), address]
 
 
 def _download(port: int, token: str, address: str) -> list[str]:

@@ -1,8 +1,9 @@
 """A package's files as a folder or as one ZIP: read within bounds, written whole or not at all.
 
 Torch-free, and knows nothing of what the files mean: bytes by path in, bytes by path out. Reading never
-extracts: entries are checked, then read into memory, so hostile names touch no disk. The ZIP is
-deterministic (no compression, fixed order, fixed time and mode): the same package gives the same bytes.
+extracts: entries are checked and hashed in pieces, then read from where they lie when asked for, so hostile names
+touch no disk and a large package no memory. The ZIP is deterministic (no compression, fixed order, fixed time and
+mode): the same package gives the same bytes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import filecmp
+import hashlib
 import os
 import re
 import shutil
 import stat
 import struct
 import tempfile
+import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +31,14 @@ from ppdd_core.errors import PackageError, UnsafeArchiveError
 MAX_ENTRIES = 10_000
 MAX_FILE_BYTES = 2**30
 MAX_TOTAL_BYTES = 2**30
+PIECE = 2**20  # bytes that are read at a time
 WHAT_IT_IS = "a package is a folder, or a ZIP made by: ppdd package export"
 _FIRST = ("manifest.json", "signature.dsse.json", "README.md")  # so that a reader need not seek far
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest a ZIP can say
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _WINDOWS = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,87 @@ class Unsafe:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a file was when it was read first."""
+
+    size: int  # bytes
+    sha256: str
+
+
+Read = Callable[[str, int, int], bytes]  # (path, first byte, number of bytes)
+
+
+class Files(Mapping[str, bytes]):
+    """A package's files by path, each read from where it lies when it is asked for.
+
+    Whole or in `pieces` they are the bytes that were seen first: PackageError where somebody changed them since.
+    """
+
+    def __init__(self, seen: Mapping[str, Seen], read: Read) -> None:
+        self._seen, self._read = dict(seen), read
+
+    def __getitem__(self, path: str) -> bytes:
+        data = self.part(path, 0, self._seen[path].size)
+        self._require_same(path, hashlib.sha256(data).hexdigest())
+        return data
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._seen  # what Mapping does would read the file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._seen)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def size(self, path: str) -> int:
+        """Return how many bytes the file has."""
+        return self._seen[path].size
+
+    def sha256(self, path: str) -> str:
+        """Return the digest of the file's bytes."""
+        return self._seen[path].sha256
+
+    def small(self, path: str, limit: int) -> bytes:
+        """Return the file whole; PackageError where it has more than `limit` bytes."""
+        if self.size(path) > limit:
+            raise PackageError(f"{path} has {self.size(path)} bytes; at most {limit} are allowed")
+        return self[path]
+
+    def part(self, path: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer where the file ends before."""
+        try:
+            return self._read(path, start, max(0, min(length, self.size(path) - start)))
+        except OSError as err:
+            raise PackageError(f"{path} cannot be read: {err.strerror or err}") from err
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """Yield the file's bytes, PIECE at a time."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size(path), PIECE):
+            piece = self.part(path, start, PIECE)
+            digest.update(piece)
+            yield piece
+        self._require_same(path, digest.hexdigest())
+
+    def _require_same(self, path: str, sha256: str) -> None:
+        if sha256 != self.sha256(path):
+            raise PackageError(f"{path} was changed while it was read; start again")
+
+
+def in_files(files: Mapping[str, bytes]) -> Files:
+    """Return files that are held in memory as `Files`."""
+    if isinstance(files, Files):
+        return files
+    seen = {path: Seen(len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()}
+    return Files(seen, lambda path, start, length: files[path][start : start + length])
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """What was read: files by path, and the entries refused."""
 
-    files: Mapping[str, bytes]
+    files: Files
     refused: tuple[Unsafe, ...]
 
 
@@ -136,8 +218,9 @@ def write_folder(files: Mapping[str, bytes], target: Path) -> None:
         content.mkdir(mode=0o755)
         for inner in sorted({name.split("/")[0] for name in files if "/" in name}):
             (content / inner).mkdir(mode=0o755)
-        for name, data in files.items():
-            _write_new(content / name, data)
+        held = in_files(files)
+        for name in held:
+            _write_new(content / name, held.pieces(name))
         for folder in sorted({(content / name).parent for name in files}):
             _sync_folder(folder)
         try:
@@ -192,8 +275,11 @@ def _holds(target: Path, files: Mapping[str, bytes]) -> bool:
         raise PackageError(f"{target} exists and is not a folder; choose another place")
     if not any(target.iterdir()):
         return False
-    found = _read_folder(target)
-    if found.refused or dict(found.files) != dict(files):
+    found, wanted = _read_folder(target), in_files(files)
+    same = set(found.files) == set(wanted) and all(
+        found.files.sha256(name) == wanted.sha256(name) for name in wanted
+    )
+    if found.refused or not same:
         raise PackageError(
             f"{target} already holds something else; a package never changes, so choose another folder or version"
         )
@@ -215,24 +301,54 @@ def _check_names(files: Mapping[str, bytes]) -> None:
 
 
 def _read_folder(root: Path) -> Contents:
-    files: dict[str, bytes] = {}
+    seen: dict[str, Seen] = {}
     refused: list[Unsafe] = []
     total = 0
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    files = None
     try:
         for name, parent in _walk(top, refused):
             try:
-                data = _read_plain(name.rsplit("/", 1)[-1], parent)
+                seen[name] = _see_plain(name.rsplit("/", 1)[-1], parent)
             except _NotPlainError as err:
                 refused.append(Unsafe(name, str(err)))
                 continue
-            total += len(data)
+            total += seen[name].size
             if total > MAX_TOTAL_BYTES:
                 raise UnsafeArchiveError(f"it holds more than {MAX_TOTAL_BYTES} bytes")
-            files[name] = data
+        files = Files(_in_order(seen), lambda *asked: _read_below(top, *asked))
     finally:
-        os.close(top)
-    return Contents(_in_order(files), tuple(refused))
+        if files is None:
+            os.close(top)
+    weakref.finalize(files, os.close, top)
+    return Contents(files, tuple(refused))
+
+
+def _read_below(top: int, path: str, start: int, length: int) -> bytes:
+    """Return a part of a plain file of the folder `top`, following no link."""
+    folder, _, name = path.rpartition("/")
+    parent = _open_folder(folder, top) if folder else top
+    try:
+        descriptor = os.open(name, _PLAIN, dir_fd=parent)
+    finally:
+        if folder:
+            os.close(parent)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PackageError(f"{path} was changed while it was read; start again")
+        return _read_at(descriptor, start, length)
+    finally:
+        os.close(descriptor)
+
+
+def _read_at(descriptor: int, start: int, length: int) -> bytes:
+    found = bytearray()
+    while len(found) < length:
+        piece = os.pread(descriptor, min(length - len(found), 2**30), start + len(found))
+        if not piece:
+            break
+        found += piece
+    return bytes(found)
 
 
 class _NotPlainError(Exception):
@@ -276,14 +392,17 @@ def _folders(top: int, refused: list[Unsafe]) -> Iterator[tuple[str, int]]:
         if problem:
             refused.append(Unsafe(name + "/", problem))
         else:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            yield name + "/", os.open(name, flags, dir_fd=top)
+            yield name + "/", _open_folder(name, top)
 
 
-def _read_plain(name: str, folder: int) -> bytes:
+def _open_folder(name: str, top: int) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=top)
+
+
+def _see_plain(name: str, folder: int) -> Seen:
     try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=folder)
+        descriptor = os.open(name, _PLAIN, dir_fd=folder)
     except OSError as err:
         kind = (
             "it is a link" if err.errno == errno.ELOOP else f"it cannot be opened ({err.strerror})"
@@ -293,16 +412,25 @@ def _read_plain(name: str, folder: int) -> bytes:
         os.close(descriptor)
         raise _NotPlainError("it is not a plain file")
     with os.fdopen(descriptor, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+        seen = _see(file, MAX_FILE_BYTES)
+    if seen.size > MAX_FILE_BYTES:
         raise _NotPlainError(f"it has more than {MAX_FILE_BYTES} bytes")
-    return data
+    return seen
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _see(file: IO[bytes], most: int) -> Seen:
+    """Return what the file is, read in pieces until its end or until it has more than `most` bytes."""
+    digest, size = hashlib.sha256(), 0
+    while size <= most and (piece := file.read(PIECE)):
+        digest.update(piece)
+        size += len(piece)
+    return Seen(size, digest.hexdigest())
+
+
+def _write_new(path: Path, pieces: Iterator[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 
@@ -357,18 +485,27 @@ def _locked(folder: Path) -> Iterator[bool]:
 # --- ZIP -----------------------------------------------------------------------------------------------
 
 
-def _in_order(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    first = [name for name in _FIRST if name in files]
-    return {name: files[name] for name in first + sorted(set(files) - set(first))}
+def _in_order(seen: Mapping[str, Seen]) -> dict[str, Seen]:
+    return {name: seen[name] for name in _ordered(seen)}
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    known = set(names)
+    first = [name for name in _FIRST if name in known]
+    return first + sorted(known - set(first))
 
 
 def _write_zip(files: Mapping[str, bytes], file: IO[bytes]) -> None:
+    held = in_files(files)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-        for name, data in _in_order(files).items():
+        for name in _ordered(held):
             entry = zipfile.ZipInfo(name, _TIME)
             entry.create_system = 3
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, data)
+            entry.file_size = held.size(name)
+            with archive.open(entry, "w") as target:
+                for piece in held.pieces(name):
+                    target.write(piece)
 
 
 def _read_zip(file: IO[bytes]) -> Contents:
@@ -382,10 +519,17 @@ def _read_zip(file: IO[bytes]) -> Contents:
             if archive.comment:
                 raise UnsafeArchiveError("it carries a comment; packages have none")
             entries = archive.infolist()
-            _check_layout(file, entries, archive.start_dir)
-            return _read_entries(archive, entries)
+            begins = _check_layout(file, entries, archive.start_dir)
+            seen, refused = _see_entries(archive, entries)
     except (zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as err:
         raise UnsafeArchiveError(f"it is not a whole ZIP file ({err}); {WHAT_IT_IS}") from err
+    descriptor = os.dup(file.fileno())
+    files = Files(
+        _in_order(seen),
+        lambda path, start, length: _read_at(descriptor, begins[path] + start, length),
+    )
+    weakref.finalize(files, os.close, descriptor)
+    return Contents(files, refused)
 
 
 def _announced_entries(file: IO[bytes], size: int) -> int:
@@ -401,8 +545,13 @@ def _announced_entries(file: IO[bytes], size: int) -> int:
     return int(entries)
 
 
-def _check_layout(file: IO[bytes], entries: list[zipfile.ZipInfo], end: int) -> None:
-    """Refuse a ZIP whose entries do not lie end to end from its first byte to its directory."""
+def _check_layout(file: IO[bytes], entries: list[zipfile.ZipInfo], end: int) -> Mapping[str, int]:
+    """Return where the bytes of each name begin; of a repeated one, its first entry's.
+
+    A ZIP whose entries do not lie end to end from its first byte to its directory is refused.
+    """
+    begins: dict[str, int] = {}
+    by_offset: dict[int, int] = {}
     position = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset != position:
@@ -414,13 +563,21 @@ def _check_layout(file: IO[bytes], entries: list[zipfile.ZipInfo], end: int) -> 
         encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
         if header[0] != b"PK\x03\x04" or name.decode(encoding) != entry.orig_filename:
             raise UnsafeArchiveError("the name at an entry differs from the one in the directory")
-        position += _LOCAL_HEADER.size + name_length + extra_length + entry.compress_size
+        position += _LOCAL_HEADER.size + name_length + extra_length
+        by_offset[entry.header_offset] = position
+        position += entry.compress_size
     if position != end:
         raise UnsafeArchiveError("entries overlap, or there are bytes between them")
+    for entry in entries:
+        begins.setdefault(entry.orig_filename, by_offset[entry.header_offset])
+    return begins
 
 
-def _read_entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Contents:
-    files: dict[str, bytes] = {}
+def _see_entries(
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]
+) -> tuple[dict[str, Seen], tuple[Unsafe, ...]]:
+    """Return what the safe entries are, read once to their end, and which are refused."""
+    seen: dict[str, Seen] = {}
     refused: list[Unsafe] = []
     folded: set[str] = set()
     total = 0
@@ -436,16 +593,16 @@ def _read_entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> C
                 raise UnsafeArchiveError(f"it holds more than {MAX_TOTAL_BYTES} bytes")
             try:
                 with archive.open(entry) as stream:
-                    data = stream.read(entry.file_size + 1)
+                    found = _see(stream, entry.file_size)
             except zipfile.BadZipFile:
                 reason = "its bytes do not fit their checksum"
             else:
-                if len(data) == entry.file_size:
-                    files[name] = data
+                if found.size == entry.file_size:
+                    seen[name] = found
                     continue
                 reason = "it is shorter or longer than it says"
         refused.append(Unsafe(name, reason))
-    return Contents(_in_order(files), tuple(refused))
+    return seen, tuple(refused)
 
 
 def _entry_problem(entry: zipfile.ZipInfo) -> str | None:

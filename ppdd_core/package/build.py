@@ -82,7 +82,7 @@ def build_files(content: PackageContent, key: Ed25519PrivateKey) -> dict[str, by
     labels = [int(label) for label in arrays.label_of_image_I]
     classes = content.distilled.classes
     normalisation = content.distilled.normalisation
-    grey_IHW = to_grey_IHW(arrays, mean=normalisation.mean, std=normalisation.std)
+    grey_IHW = to_grey_IHW(arrays.images_ICHW, mean=normalisation.mean, std=normalisation.std)
     files = {
         manifest.TENSORS: data,
         manifest.EVALUATION: canonical.dump(content.evaluation),

@@ -13,7 +13,7 @@ import rfc8785
 
 from ppdd_core.errors import PackageError
 
-MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 8 * 2**20  # what parsing makes of it may take 25 times as much memory
 MAX_DEPTH = 24
 _MAX_DIGITS = 17  # of a whole number; RFC 8785 numbers are doubles, exact below 2^53
 

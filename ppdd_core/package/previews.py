@@ -22,10 +22,15 @@ from ppdd_core.errors import PackageError
 Grey = npt.NDArray[np.uint8]
 
 MAX_SIDE = 8192
+MAX_SHEET_BYTES = 72 * 2**20  # pixels of the largest sheet that cannot be packed, and a little
+MAX_IMAGE_BYTES = (
+    4 * 2**20
+)  # of one image's PNG; the largest image of a recipe has 256 KiB of pixels
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLUMNS = 10  # images of one class beside each other, then the row goes on below
 _CELL = 96  # smallest drawn side; smaller images are enlarged by a whole factor
 _GAP, _MARGIN = 6, 24
+_PIECE = 2**16  # bytes that are unpacked at a time
 _PAPER, _INK, _FAINT = 250, 25, 110
 
 
@@ -112,14 +117,19 @@ def check_png(data: bytes, *, name: str) -> tuple[int, int]:
         raise PackageError(f"{name} is not a plain 8-bit grey image")
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise PackageError(f"{name} is {width} x {height} pixels; at most {MAX_SIDE} are allowed")
-    _check_pixels(bytes(packed), (width + 1) * height, name)
+    _check_pixels(packed, (width + 1) * height, name)
     return width, height
 
 
-def _check_pixels(packed: bytes, wanted: int, name: str) -> None:
+def _check_pixels(packed: bytearray, wanted: int, name: str) -> None:
     stream = zlib.decompressobj()
+    unpacked = 0
     try:
-        unpacked = len(stream.decompress(packed, wanted + 1))
+        for start in range(0, len(packed), _PIECE):
+            rest: bytes | bytearray = packed[start : start + _PIECE]
+            while rest and unpacked <= wanted:
+                unpacked += len(stream.decompress(rest, 2**20))
+                rest = stream.unconsumed_tail
     except zlib.error as err:
         raise PackageError(f"{name} is damaged: {err}") from err
     if unpacked != wanted or not stream.eof or stream.unused_data:

@@ -16,9 +16,9 @@ Shape suffixes: I synthetic images, C H W channel height width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +33,33 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 64 * 2**10
 MAX_VALUE = 1e4  # of a normalised pixel; distilled images stay within tens
+MAX_IMAGE_BYTES = 16 * 2**20  # of one image; the largest that a recipe can make has 3 MiB
+MAX_LABEL_BYTES = 64 * 2**20
+PART_BYTES = 16 * 2**20  # of images that are looked at together
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
 }
 _NAMES = ("images", "labels", "learning_rate")
+
+
+Part = tuple[int, npt.NDArray[np.floating[Any]]]  # number of the first image, images_ICHW
+
+
+class Tensors(Protocol):
+    """What `find_faults` looks at: a file in memory (`Arrays`) or on disk (`StoredTensors`)."""
+
+    @property
+    def labels(self) -> npt.NDArray[Any]:
+        """[I] int64, or [I, K] float32 where soft."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learned step size."""
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the images, PART_BYTES at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +73,41 @@ class Arrays:
     @property
     def label_of_image_I(self) -> npt.NDArray[np.int64]:
         """The class of every image; the strongest one where labels are soft."""
-        labels = self.labels if self.labels.ndim == 1 else self.labels.argmax(axis=1)
-        return labels.astype(np.int64)
+        return strongest(self.labels)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the images, PART_BYTES at a time."""
+        step = _images_of_a_part(self.images_ICHW.shape, self.images_ICHW.dtype)
+        for start in range(0, len(self.images_ICHW), step):
+            yield start, self.images_ICHW[start : start + step]
+
+
+Read = Callable[
+    [int, int], bytes
+]  # (first byte, number of bytes), fewer where the file ends before
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensors:
+    """The tensors of a file that is not in memory: labels and step size, and the images part by part."""
+
+    shape_ICHW: tuple[int, ...]
+    dtype: np.dtype[Any]  # of the images
+    labels: npt.NDArray[Any]  # [I] int64, or [I, K] float32 where soft
+    learning_rate: float
+    begin: int  # of the images in the file
+    read: Read
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the images, PART_BYTES at a time."""
+        step = _images_of_a_part(self.shape_ICHW, self.dtype)
+        size = math.prod(self.shape_ICHW[1:]) * self.dtype.itemsize
+        for start in range(0, self.shape_ICHW[0], step):
+            count = min(step, self.shape_ICHW[0] - start)
+            data = self.read(self.begin + start * size, count * size)
+            if len(data) != count * size:
+                raise PackageError(f"{TENSORS} was changed while it was read; start again")
+            yield start, np.frombuffer(data, self.dtype).reshape(count, *self.shape_ICHW[1:])
 
 
 def write_tensors(distilled: DistilledSet, dtype: Dtype) -> bytes:
@@ -72,22 +126,42 @@ def write_tensors(distilled: DistilledSet, dtype: Dtype) -> bytes:
 
 def read_tensors(data: bytes) -> Arrays:
     """Return the arrays in a safetensors file; PackageError says what in its layout is wrong."""
-    arrays = _read_arrays(data)
-    images, labels, rate = (arrays[name] for name in _NAMES)
-    if images.dtype.kind != "f" or images.ndim != 4 or images.size == 0:
-        raise PackageError(
-            f"{TENSORS}: images must be [images, channels, height, width] float16 or float32"
-        )
-    hard = labels.dtype.kind == "i" and labels.shape == images.shape[:1]
-    soft = labels.dtype == np.float32 and labels.ndim == 2 and len(labels) == len(images)
-    if not (hard or soft) or labels.size == 0:
-        raise PackageError(f"{TENSORS}: labels must be [images] int64 or [images, classes] float32")
-    if rate.dtype != np.float32 or rate.shape != (1,):
-        raise PackageError(f"{TENSORS}: learning_rate must be [1] float32")
+    spans, body = _spans(lambda start, length: data[start : start + length], len(data))
+    held = memoryview(data)[body:]
+    images, labels, rate = (
+        np.frombuffer(held[span.begin : span.end], span.dtype).reshape(span.shape)
+        for span in (spans[name] for name in _NAMES)
+    )
     return Arrays(images, labels, float(rate[0]))
 
 
-def read_labels(read: Callable[[int, int], bytes]) -> list[int]:
+def open_tensors(read: Read, size: int) -> StoredTensors:
+    """Return the tensors of a safetensors file of `size` bytes; refused as by `read_tensors`. No image is read."""
+    spans, body = _spans(read, size)
+    images, labels, rate = (spans[name] for name in _NAMES)
+
+    def whole(span: _Span) -> npt.NDArray[Any]:
+        data = read(body + span.begin, span.end - span.begin)
+        if len(data) != span.end - span.begin:
+            raise PackageError(f"{TENSORS} was changed while it was read; start again")
+        return np.frombuffer(data, span.dtype).reshape(span.shape)
+
+    return StoredTensors(
+        shape_ICHW=images.shape,
+        dtype=images.dtype,
+        labels=whole(labels),
+        learning_rate=float(whole(rate)[0]),
+        begin=body + images.begin,
+        read=read,
+    )
+
+
+def strongest(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the class of every image; the strongest one where labels are soft."""
+    return (labels if labels.ndim == 1 else labels.argmax(axis=1)).astype(np.int64)
+
+
+def read_labels(read: Read) -> list[int]:
     """Return the class of every image as `Arrays.label_of_image_I`, without the images.
 
     `read` gives the file's bytes from a place, at most so many of them; PackageError where they are no such file's.
@@ -100,22 +174,26 @@ def read_labels(read: Callable[[int, int], bytes]) -> list[int]:
     )
     if not isinstance(entries, dict):
         raise PackageError(f"{TENSORS} does not begin with a safetensors header")
-    dtype, shape, begin, end = _span("labels", entries.get("labels"))
-    data = read(8 + length + begin, end - begin)
-    if len(data) != end - begin or len(shape) not in (1, 2) or 0 in shape:
+    span = _span("labels", entries.get("labels"))
+    data = read(8 + length + span.begin, span.end - span.begin)
+    if len(data) != span.end - span.begin or len(span.shape) not in (1, 2) or 0 in span.shape:
         raise PackageError(f"{TENSORS}: labels must be [images] int64 or [images, classes] float32")
-    labels = np.frombuffer(data, dtype=dtype).reshape(shape)
-    return [int(label) for label in (labels if labels.ndim == 1 else labels.argmax(axis=1))]
+    labels = np.frombuffer(data, dtype=span.dtype).reshape(span.shape)
+    return [int(label) for label in strongest(labels)]
 
 
-def find_faults(arrays: Arrays, *, classes: int) -> list[tuple[str, str]]:
+def find_faults(arrays: Tensors, *, classes: int) -> list[tuple[str, str]]:
     """Return what is wrong with the values, as (code, sentence): not finite, out of range, absurd."""
     faults: list[tuple[str, str]] = []
-    images = arrays.images_ICHW.astype(np.float32)
-    bad = [int(index) for index in np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))]
+    bad: list[int] = []
+    beyond = False
+    for start, images in arrays.parts():
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        bad += [start + int(index) for index in np.flatnonzero(~finite)]
+        beyond = beyond or float(np.abs(images[finite]).max(initial=0)) > MAX_VALUE
     if bad:
         faults.append(("image_not_finite", f"images {_some(bad)} hold values that are not finite"))
-    elif float(np.abs(images).max()) > MAX_VALUE:
+    elif beyond:
         faults.append(("image_out_of_range", f"an image holds a value beyond ±{MAX_VALUE:g}"))
     labels = arrays.labels
     if labels.ndim == 1:
@@ -138,19 +216,31 @@ def find_faults(arrays: Arrays, *, classes: int) -> list[tuple[str, str]]:
     return faults
 
 
-def to_grey_IHW(arrays: Arrays, *, mean: float, std: float) -> npt.NDArray[np.uint8]:
+def to_grey_IHW(
+    images_ICHW: npt.NDArray[np.floating[Any]], *, mean: float, std: float
+) -> npt.NDArray[np.uint8]:
     """Return the images as people see them: grey, 0 to 255, channels averaged; not-finite values are black."""
-    grey = arrays.images_ICHW.astype(np.float32).mean(axis=1) * np.float32(std) + np.float32(mean)
+    grey = images_ICHW.astype(np.float32).mean(axis=1) * np.float32(std) + np.float32(mean)
     grey = np.nan_to_num(grey, nan=0.0, posinf=1.0, neginf=0.0)
     pixels: npt.NDArray[np.uint8] = np.rint(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
     return pixels
 
 
-def _read_arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length <= MAX_HEADER_BYTES or len(data) < 8 + length:
+class _Span(NamedTuple):
+    """Where a tensor lies behind the header, and of what kind it is."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _spans(read: Read, size: int) -> tuple[dict[str, _Span], int]:
+    """Return where the three tensors lie, counted from the returned first byte behind the header."""
+    length = int.from_bytes(read(0, 8), "little")
+    if size < 8 or not 2 <= length <= MAX_HEADER_BYTES or size < 8 + length:
         raise PackageError(f"{TENSORS} does not begin with a safetensors header")
-    header = data[8 : 8 + length]
+    header = read(8, length)
     if not header.startswith(b"{"):
         raise PackageError(f"{TENSORS} does not begin with a safetensors header")
     entries = canonical.parse(header, name=f"the header of {TENSORS}", limit=MAX_HEADER_BYTES)
@@ -158,24 +248,44 @@ def _read_arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
         raise PackageError(
             f"{TENSORS} must hold exactly {', '.join(_NAMES)}; it holds {_names(entries)}"
         )
-    body = memoryview(data)[8 + length :]
     spans = {name: _span(name, entries[name]) for name in _NAMES}
-    position = 0
-    for _, _, begin, end in sorted(spans.values(), key=lambda span: span[2]):
-        if begin != position:
+    position, body = 0, 8 + length
+    for span in sorted(spans.values(), key=lambda span: span.begin):
+        if span.begin != position:
             raise PackageError(f"{TENSORS}: tensors overlap, or there are bytes between them")
-        position = end
-    if position != len(body):
+        position = span.end
+    if position != size - body:
         raise PackageError(
-            f"{TENSORS} has {len(body)} bytes of tensors, its header says {position}"
+            f"{TENSORS} has {size - body} bytes of tensors, its header says {position}"
         )
-    return {
-        name: np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
-        for name, (dtype, shape, begin, end) in spans.items()
-    }
+    _check_kinds(*(spans[name] for name in _NAMES))
+    return spans, body
 
 
-def _span(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+def _check_kinds(images: _Span, labels: _Span, rate: _Span) -> None:
+    if images.dtype.kind != "f" or len(images.shape) != 4 or 0 in images.shape:
+        raise PackageError(
+            f"{TENSORS}: images must be [images, channels, height, width] float16 or float32"
+        )
+    if math.prod(images.shape[1:]) * images.dtype.itemsize > MAX_IMAGE_BYTES:
+        raise PackageError(f"{TENSORS}: one image has more than {MAX_IMAGE_BYTES} bytes")
+    hard = labels.dtype.kind == "i" and labels.shape == images.shape[:1]
+    soft = (
+        labels.dtype == np.float32 and len(labels.shape) == 2 and labels.shape[0] == images.shape[0]
+    )
+    if not (hard or soft) or 0 in labels.shape:
+        raise PackageError(f"{TENSORS}: labels must be [images] int64 or [images, classes] float32")
+    if labels.end - labels.begin > MAX_LABEL_BYTES:
+        raise PackageError(f"{TENSORS}: the labels have more than {MAX_LABEL_BYTES} bytes")
+    if rate.dtype != np.float32 or rate.shape != (1,):
+        raise PackageError(f"{TENSORS}: learning_rate must be [1] float32")
+
+
+def _images_of_a_part(shape_ICHW: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return max(1, PART_BYTES // (math.prod(shape_ICHW[1:]) * dtype.itemsize))
+
+
+def _span(name: str, entry: Any) -> _Span:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise PackageError(f"{TENSORS}: {name} must have dtype, shape and data_offsets")
     dtype = _TYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -194,7 +304,7 @@ def _span(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, i
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise PackageError(f"{TENSORS}: {name} has a shape that does not fit its bytes")
-    return dtype, tuple(shape), begin, end
+    return _Span(dtype, tuple(shape), begin, end)
 
 
 def _whole_numbers(value: Any) -> bool:

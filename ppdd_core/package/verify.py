@@ -1,16 +1,15 @@
 """Is this package what it says, whole, sound, and by whom? Every fault is found and named.
 
-Torch-free, so that a node and a reviewer need no GPU software. Pure over the package's bytes; only
-`verify_package` and `open_verified` touch the disk. What may be done with a sound package (grants, privacy
-policy) is decided elsewhere.
+Torch-free, so that a node and a reviewer need no GPU software. Files are hashed and images looked at part by part:
+however large a package is, checking it takes some tens of megabytes of memory. What may be done with a sound
+package (grants, privacy policy) is decided elsewhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,9 +19,18 @@ import numpy as np
 
 from ppdd_core.errors import BadManifestError, PackageError, SignatureError, UnsafeArchiveError
 from ppdd_core.package import canonical, card, croissant, manifest, previews, reports, tensors
-from ppdd_core.package.archive import WHAT_IT_IS, Contents, Unsafe, read_files, title
+from ppdd_core.package.archive import (
+    WHAT_IT_IS,
+    Contents,
+    Files,
+    Unsafe,
+    in_files,
+    read_files,
+    title,
+)
 from ppdd_core.package.manifest import Manifest
-from ppdd_core.package.signature import open_envelope, parse_fingerprint
+from ppdd_core.package.signature import MAX_ENVELOPE_BYTES, open_envelope, parse_fingerprint
+from ppdd_core.package.tensors import StoredTensors, open_tensors
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -83,10 +91,13 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedPackage:
-    """A package in which nothing was wrong: its manifest and the very bytes that were checked."""
+    """A package in which nothing was wrong: its manifest and the very bytes that were checked.
+
+    They are read when they are asked for; PackageError where somebody changed them since.
+    """
 
     manifest: Manifest
-    files: Mapping[str, bytes]
+    files: Files
     verification: Verification
 
 
@@ -124,7 +135,7 @@ def open_verified(
 def read_package(path: Path) -> Contents:
     """Return the files in `path` as `read_files` does; of a folder without a manifest nothing is read."""
     if path.is_dir() and not os.path.lexists(path / manifest.MANIFEST):
-        return Contents({}, ())
+        return Contents(in_files({}), ())
     return read_files(path)
 
 
@@ -154,8 +165,8 @@ def verify_files(
 
     Without a manifest they are no package, and that is the only fault.
     """
-    findings = _Findings()
-    if manifest.MANIFEST not in {*files, *(entry.where for entry in refused)}:
+    findings, held = _Findings(), in_files(files)
+    if manifest.MANIFEST not in {*held, *(entry.where for entry in refused)}:
         findings.add(
             "missing_file",
             manifest.MANIFEST,
@@ -164,12 +175,21 @@ def verify_files(
         return Verification(tuple(findings.faults), (), None, None, False, None)
     for entry in refused:
         findings.add("unsafe_entry", ascii(entry.where)[1:-1], entry.reason)
-    data = files.get(manifest.MANIFEST)
-    stated = None if data is None else _read_manifest(data, findings)
-    if data is None:
+    present = manifest.MANIFEST in held
+    data = None
+    if present:
+        data = findings.attempt(
+            "manifest",
+            manifest.MANIFEST,
+            held.small,
+            manifest.MANIFEST,
+            manifest.MAX_MANIFEST_BYTES,
+        )
+    else:
         findings.add("missing_file", manifest.MANIFEST, "it is missing")
-    key = _check_signature(files, stated, trusted_key, findings)
-    _check_listing(files, _listed(data, stated), findings)
+    stated = None if data is None else _read_manifest(data, findings)
+    key = _check_signature(held, data, stated, trusted_key, findings)
+    _check_listing(held, _listed(data, stated), findings)
     if stated is not None:
         if (
             today is not None
@@ -181,17 +201,16 @@ def verify_files(
                 manifest.MANIFEST,
                 f"the permission to use it ended on {stated.usage.expires}",
             )
-        _check_contents(files, stated, findings)
-    elif manifest.TENSORS in files:
-        where = manifest.TENSORS
-        findings.attempt("tensors", where, tensors.read_tensors, files[where])
+        _check_contents(held, stated, findings)
+    elif manifest.TENSORS in held:
+        findings.attempt("tensors", manifest.TENSORS, _open_tensors, held)
     return Verification(
         faults=tuple(findings.faults),
         notes=tuple(findings.notes),
         manifest=stated,
         key=key,
         trusted=key is not None and key == trusted_key,
-        digest=None if data is None else manifest.digest(data),
+        digest=held.sha256(manifest.MANIFEST) if present else None,
     )
 
 
@@ -231,20 +250,24 @@ def _read_manifest(data: bytes, findings: _Findings) -> Manifest | None:
 
 
 def _check_signature(
-    files: Mapping[str, bytes],
+    files: Files,
+    data: bytes | None,
     stated: Manifest | None,
     trusted_key: str | None,
     findings: _Findings,
 ) -> str | None:
-    """Return the fingerprint of the key whose signature over these manifest bytes holds."""
+    """Return the fingerprint of the key whose signature over `data`, the manifest, holds."""
     where = manifest.SIGNATURE
     if where not in files:
         findings.add("missing_file", where, "it is missing: nobody has signed this package")
         return None
-    signed = findings.attempt("signature", where, open_envelope, files[where])
+    envelope = findings.attempt("signature", where, files.small, where, MAX_ENVELOPE_BYTES)
+    if envelope is None:
+        return None
+    signed = findings.attempt("signature", where, open_envelope, envelope)
     if signed is None:
         return None
-    if signed.payload != files.get(manifest.MANIFEST):
+    if signed.payload != data:
         findings.add(
             "signature", where, f"what was signed is not {manifest.MANIFEST} as it lies here"
         )
@@ -279,22 +302,22 @@ def _listed(data: bytes | None, stated: Manifest | None) -> Mapping[str, tuple[A
 
 
 def _check_listing(
-    files: Mapping[str, bytes], listed: Mapping[str, tuple[Any, Any]], findings: _Findings
+    files: Files, listed: Mapping[str, tuple[Any, Any]], findings: _Findings
 ) -> None:
     for path, (sha256, size) in listed.items():
         if path not in files:
             findings.add("missing_file", ascii(path)[1:-1], "it is missing; the manifest lists it")
             continue
-        actual = hashlib.sha256(files[path]).hexdigest()
+        actual = files.sha256(path)
         if actual != sha256:
             findings.add(
                 "changed_file",
                 path,
                 f"it was changed: its sha256 is {actual[:12]}…, the manifest says {ascii(str(sha256)[:12])[1:-1]}…",
             )
-        elif len(files[path]) != size:
+        elif files.size(path) != size:
             findings.add(
-                "changed_file", path, f"it has {len(files[path])} bytes, the manifest says {size!a}"
+                "changed_file", path, f"it has {files.size(path)} bytes, the manifest says {size!a}"
             )
     if not listed:
         return  # the manifest could not be read; that is the fault, not every file beside it
@@ -305,66 +328,76 @@ def _check_listing(
             )
 
 
-def _check_contents(files: Mapping[str, bytes], stated: Manifest, findings: _Findings) -> None:
+def _check_contents(files: Files, stated: Manifest, findings: _Findings) -> None:
     """Check what is in the files that are there, changed or not: several faults are all worth knowing."""
-    arrays = _check_tensors(files, stated, findings)
-    _check_previews(files, stated, arrays, findings)
+    stored = _check_tensors(files, stated, findings)
+    _check_previews(files, stated, stored, findings)
     for path, code, check in (
         (manifest.EVALUATION, "evaluation", reports.find_evaluation_faults),
         (manifest.PRIVACY, "privacy", reports.find_privacy_faults),
         (manifest.CROISSANT, "croissant", croissant.find_faults),
     ):
         if path in files:
-            value = findings.attempt(code, path, canonical.parse, files[path], name=path)
-            for sentence in [] if value is None else check(value, stated):
-                findings.add(code, path, sentence)
-            if (
-                path == manifest.PRIVACY
-                and isinstance(value, dict)
-                and value.get("verdict") == "failed"
-            ):
-                findings.notes.append("the privacy verdict of this package is: failed")
+            _check_report(files, path, code, check, stated, findings)
     if manifest.CARD in files:
-        text = findings.attempt("card", manifest.CARD, _card_text, files[manifest.CARD])
+        text = findings.attempt("card", manifest.CARD, _card_text, files)
         for sentence in [] if text is None else card.find_faults(text):
             findings.add("card", manifest.CARD, sentence)
 
 
-def _card_text(data: bytes) -> str:
-    if len(data) > card.MAX_CARD_BYTES:
-        raise PackageError(f"it has {len(data)} bytes; at most {card.MAX_CARD_BYTES} are allowed")
+def _check_report(
+    files: Files,
+    path: str,
+    code: str,
+    check: Callable[[Any, Manifest], list[str]],
+    stated: Manifest,
+    findings: _Findings,
+) -> None:
+    value = findings.attempt(code, path, _parse, files, path)
+    for sentence in [] if value is None else check(value, stated):
+        findings.add(code, path, sentence)
+    if path == manifest.PRIVACY and isinstance(value, dict) and value.get("verdict") == "failed":
+        findings.notes.append("the privacy verdict of this package is: failed")
+
+
+def _parse(files: Files, path: str) -> Any:
+    return canonical.parse(files.small(path, canonical.MAX_JSON_BYTES), name=path)
+
+
+def _card_text(files: Files) -> str:
     try:
-        return data.decode("utf-8")
+        return files.small(manifest.CARD, card.MAX_CARD_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise PackageError("it is not UTF-8 text") from None
 
 
-def _check_tensors(
-    files: Mapping[str, bytes], stated: Manifest, findings: _Findings
-) -> tensors.Arrays | None:
+def _open_tensors(files: Files) -> StoredTensors:
+    where = manifest.TENSORS
+    return open_tensors(lambda start, length: files.part(where, start, length), files.size(where))
+
+
+def _check_tensors(files: Files, stated: Manifest, findings: _Findings) -> StoredTensors | None:
     where = manifest.TENSORS
     if where not in files:
         return None
-    arrays = findings.attempt("tensors", where, tensors.read_tensors, files[where])
-    if arrays is None:
+    stored = findings.attempt("tensors", where, _open_tensors, files)
+    if stored is None:
         return None
-    shape, wanted = arrays.images_ICHW.shape, (stated.images, *stated.image_shape)
+    shape, wanted = stored.shape_ICHW, (stated.images, *stated.image_shape)
     if shape != wanted:
         findings.add(
             "tensors", where, f"images have shape {list(shape)}, the manifest says {list(wanted)}"
         )
-    if arrays.images_ICHW.dtype.name != stated.dtype:
+    if stored.dtype.name != stated.dtype:
         findings.add(
-            "tensors",
-            where,
-            f"images are {arrays.images_ICHW.dtype.name}, the manifest says {stated.dtype}",
+            "tensors", where, f"images are {stored.dtype.name}, the manifest says {stated.dtype}"
         )
-    if (arrays.labels.ndim == 1) != (stated.label_kind == "hard"):
+    if (stored.labels.ndim == 1) != (stated.label_kind == "hard"):
         findings.add("tensors", where, f"labels are not {stated.label_kind}, as the manifest says")
-    value_faults = tensors.find_faults(arrays, classes=len(stated.classes))
+    value_faults = tensors.find_faults(stored, classes=len(stated.classes))
     for code, sentence in value_faults:
         findings.add(code, where, sentence)
-    rate = arrays.learning_rate
+    rate = stored.learning_rate
     low, high = manifest.MIN_LEARNING_RATE, manifest.MAX_LEARNING_RATE
     if math.isfinite(rate) and not low <= rate <= high:
         findings.add(
@@ -377,28 +410,43 @@ def _check_tensors(
             "learning_rate", where, f"it is {rate:g}, the manifest says {stated.learning_rate:g}"
         )
     if stated.label_kind == "hard" and not value_faults:
-        counts = np.bincount(arrays.label_of_image_I, minlength=len(stated.classes))
+        counts = np.bincount(tensors.strongest(stored.labels), minlength=len(stated.classes))
         if (counts != stated.images_per_class).any():
             findings.add(
                 "label_count", where, f"not every class has {stated.images_per_class} images"
             )
-    return arrays
+    return stored
 
 
 def _check_previews(
-    files: Mapping[str, bytes], stated: Manifest, arrays: tensors.Arrays | None, findings: _Findings
+    files: Files, stated: Manifest, stored: StoredTensors | None, findings: _Findings
 ) -> None:
     """Every preview must be a clean PNG and show the image it stands for."""
     sheet = manifest.CONTACT_SHEET
     if sheet in files:
-        findings.attempt("preview", sheet, previews.check_png, files[sheet], name=sheet)
-    grey = None if arrays is None else tensors.to_grey_IHW(arrays, mean=stated.mean, std=stated.std)
+        findings.attempt("preview", sheet, _check_sheet, files)
+    shown = iter(()) if stored is None else _grey_images(stored, stated)
     for index in range(stated.images):
+        grey = next(shown, None)
         path = manifest.preview_path(index)
         if path not in files:
             continue
-        pixels = findings.attempt("preview", path, previews.read_image, files[path], name=path)
-        if pixels is None or grey is None or index >= len(grey):
+        pixels = findings.attempt("preview", path, _read_preview, files, path)
+        if pixels is None or grey is None:
             continue
-        if pixels.shape != grey[index].shape or np.abs(pixels.astype(int) - grey[index]).max() > 1:
+        if pixels.shape != grey.shape or np.abs(pixels.astype(np.int16) - grey).max() > 1:
             findings.add("preview", path, f"it does not show image {index} of {manifest.TENSORS}")
+
+
+def _check_sheet(files: Files) -> None:
+    sheet = manifest.CONTACT_SHEET
+    previews.check_png(files.small(sheet, previews.MAX_SHEET_BYTES), name=sheet)
+
+
+def _read_preview(files: Files, path: str) -> previews.Grey:
+    return previews.read_image(files.small(path, previews.MAX_IMAGE_BYTES), name=path)
+
+
+def _grey_images(stored: StoredTensors, stated: Manifest) -> Iterator[previews.Grey]:
+    for _, images_ICHW in stored.parts():
+        yield from tensors.to_grey_IHW(images_ICHW, mean=stated.mean, std=stated.std)

@@ -15,7 +15,7 @@ from ppdd_core.config import PrivacyConfig
 from ppdd_core.errors import PackageError, SignatureError, UnsafeArchiveError
 from ppdd_core.package import canonical
 from ppdd_core.package import manifest as manifests
-from ppdd_core.package.archive import title, write_archive
+from ppdd_core.package.archive import Files, title, write_archive
 from ppdd_core.package.signature import fingerprint
 from ppdd_core.package.verify import VerifiedPackage, read_package, refusal, verify_files
 from ppdd_core.privacy.report import Verdict, recompute_verdict
@@ -25,7 +25,8 @@ from services.kit.resources import Resources
 from services.kit.storage import CHUNK
 
 LONGEST_NAME = 100  # characters after the site, as many as the catalogue keeps
-_IN_MEMORY = Lock()  # a package is verified in memory: one at a time in each process
+SMALL = 4 * CHUNK  # bytes of a file that goes into the store from memory
+_AT_WORK = Lock()  # checking a package takes a core and some memory: one at a time in each process
 POLICY = PrivacyConfig()  # this site's thresholds, whatever ones a report was made with
 
 
@@ -80,7 +81,7 @@ def store_package(
 
     Nothing refers to the objects until `add_version` does; they are held for it.
     """
-    with _IN_MEMORY:
+    with _AT_WORK:
         package = _verified(path, key, today, name or path.name)
         inside = f"{package.manifest.name}@{package.manifest.version}"
         if expected is not None and inside != expected:
@@ -92,10 +93,21 @@ def store_package(
             stored = _described(resources, package, archive, pinned=key is not None)
             objects = {stored.archive_sha256, *(file.sha256 for file in stored.files)}
             hold(resources.sessions, objects, stored.holder)
-            for data in package.files.values():
-                resources.store.put(data)
+            for file in stored.files:
+                _put(resources, package.files, file, Path(folder) / "file")
             resources.store.put_file(archive, stored.archive_sha256)
     return stored
+
+
+def _put(resources: Resources, files: Files, file: StoredFile, aside: Path) -> None:
+    """Put one file into the store; a large one by way of `aside`, and not through memory."""
+    if file.size <= SMALL:
+        resources.store.put(files[file.path])
+        return
+    with aside.open("wb") as whole:
+        whole.writelines(files.pieces(file.path))
+    resources.store.put_file(aside, file.sha256)
+    aside.unlink()
 
 
 def _verified(path: Path, key: str | None, today: date | None, name: str) -> VerifiedPackage:
@@ -144,9 +156,9 @@ def _described(
 
 
 def _file(package: VerifiedPackage, path: str) -> StoredFile:
-    data, listed = package.files[path], package.manifest.files.get(path)
+    listed = package.manifest.files.get(path)
     media_type = "application/json" if listed is None else listed.media_type  # manifest, signature
-    return StoredFile(path, sha256(data).hexdigest(), len(data), media_type)
+    return StoredFile(path, package.files.sha256(path), package.files.size(path), media_type)
 
 
 def _digest_of(path: Path) -> str:

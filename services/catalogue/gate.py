@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from ppdd_core.errors import PackageError
 from ppdd_core.package import canonical
 from ppdd_core.package import manifest as manifests
-from ppdd_core.package.archive import read_files
+from ppdd_core.package.archive import Files, read_files
 from ppdd_core.package.signature import fingerprint
 from ppdd_core.package.verify import verify_files
 from ppdd_core.privacy.report import Verdict, recompute_verdict
@@ -69,7 +68,8 @@ def _refused(*reasons: str) -> Judgement:
     return Judgement(reasons or ("the privacy report does not hold together",), "failed", ())
 
 
-def _archived_files(resources: Resources, version: PackageVersion) -> Mapping[str, bytes]:
+def _archived_files(resources: Resources, version: PackageVersion) -> Files:
+    """Return the files of the archive, which stays open though its folder is gone."""
     resources.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=resources.settings.spool_dir) as folder:
         archive = Path(folder) / "package.zip"
@@ -80,15 +80,13 @@ def _archived_files(resources: Resources, version: PackageVersion) -> Mapping[st
     return contents.files
 
 
-def _differences(
-    resources: Resources, files: Sequence[PackageFile], found: Mapping[str, bytes]
-) -> list[str]:
+def _differences(resources: Resources, files: Sequence[PackageFile], found: Files) -> list[str]:
     """Return where the single files are not those of the archive; each object is read and so checked."""
     if {file.path for file in files} != set(found):
         return ["the files of this version are not those of its archive"]
     wrong = []
     for file in files:
-        if sha256(found[file.path]).hexdigest() != file.sha256:
+        if found.sha256(file.path) != file.sha256:
             wrong.append(f"{file.path} is not the one in the archive")
         for _ in resources.store.read(file.sha256):
             pass

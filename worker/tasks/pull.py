@@ -16,7 +16,7 @@ from services.peers.address import parse_node_url
 from worker.context import JobContext, Outcome
 from worker.room import require_room
 
-COPIES = 3  # the archive as it arrives, the one made from its files, and those files
+COPIES = 4  # the archive as it arrives, the one made from its files, those files, the largest of them on its way
 
 
 class TokenGoneError(ConflictError):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,15 @@ from hypothesis import strategies as st
 
 from ppdd_core.errors import PackageError, UnsafeArchiveError
 from ppdd_core.package import archive
-from ppdd_core.package.archive import path_problem, read_files, write_archive, write_folder
+from ppdd_core.package.archive import (
+    PIECE,
+    Files,
+    Seen,
+    path_problem,
+    read_files,
+    write_archive,
+    write_folder,
+)
 
 FILES = {
     "previews/b.png": b"b",
@@ -428,7 +439,7 @@ def test_a_killed_writer_leaves_no_package_and_the_next_one_cleans_up(tmp_path: 
         "def die(path, data, count=[0]):\n"
         "    count[0] += 1\n"
         "    if count[0] == 3: os.kill(os.getpid(), 9)\n"
-        "    path.write_bytes(data)\n"
+        "    path.write_bytes(b''.join(data))\n"
         "archive._write_new = die\n"
         "archive.write_folder({f'{n}.json': b'x' for n in range(9)}, pathlib.Path(sys.argv[1]))\n"
     )
@@ -496,3 +507,70 @@ def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
             with pytest.raises(PackageError, match="is not a folder or lies in a file"):
                 write(FILES, tmp_path / place)
     assert snapshot(tmp_path) == {"folder", "file"}
+
+
+# --- without holding it in memory ------------------------------------------------------------------------
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return how much memory `work` held at most."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_large_file_is_written_read_and_written_again_in_pieces(
+    kind: str, tmp_path: Path
+) -> None:
+    size, block = 96 * PIECE, bytes(PIECE)
+    digest = hashlib.sha256()
+    for _ in range(size // PIECE):
+        digest.update(block)
+    files = Files({"a.bin": Seen(size, digest.hexdigest())}, lambda _p, _s, length: bytes(length))
+    write = write_folder if kind == "folder" else write_archive
+
+    def pass_on() -> None:
+        write(files, tmp_path / "one")
+        found = read_files(tmp_path / "one")
+        assert found.files.sha256("a.bin") == digest.hexdigest()
+        write(found.files, tmp_path / "other")
+        assert found.files.part("a.bin", size - 3, 9) == bytes(3)
+
+    assert peak_bytes(pass_on) < 8 * PIECE
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_what_is_read_later_is_what_was_seen_first(kind: str, tmp_path: Path) -> None:
+    path, lying = tmp_path / "package", tmp_path / "package"
+    if kind == "folder":
+        write_folder(FILES, path)
+        lying = path / "manifest.json"
+    else:
+        write_archive(FILES, path)
+    files = read_files(path).files
+    assert dict(files) == FILES
+    with lying.open("r+b") as file:
+        file.seek(lying.read_bytes().index(FILES["manifest.json"]))
+        file.write(b"#")
+    with pytest.raises(PackageError, match="manifest.json was changed while it was read"):
+        files["manifest.json"]
+    with pytest.raises(PackageError, match="manifest.json was changed while it was read"):
+        list(files.pieces("manifest.json"))
+    with pytest.raises(PackageError, match="manifest.json was changed"):
+        write_archive(files, tmp_path / "copy.zip")
+    assert not (tmp_path / "copy.zip").exists()
+
+
+def test_a_package_that_is_gone_can_be_read_on(tmp_path: Path) -> None:
+    write_archive(FILES, tmp_path / "package.zip")
+    write_folder(FILES, tmp_path / "package")
+    archived, lying = (read_files(tmp_path / name).files for name in ("package.zip", "package"))
+    (tmp_path / "package.zip").unlink()
+    assert dict(archived) == FILES
+    shutil.rmtree(tmp_path / "package")
+    with pytest.raises(PackageError, match="cannot be read"):
+        lying["manifest.json"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,9 @@ from safetensors.torch import load as load_with_library
 from ppdd_core.errors import PackageError
 from ppdd_core.package.build import PackageContent
 from ppdd_core.package.tensors import (
+    StoredTensors,
     find_faults,
+    open_tensors,
     read_labels,
     read_tensors,
     to_grey_IHW,
@@ -86,7 +89,7 @@ def test_grey_is_the_normalisation_undone_and_clipped() -> None:
     images[0, 0, 0, :4] = [0.0, 1.0, 9.0, -9.0]
     images[1, 0, 0, 0] = np.nan
     arrays = read_tensors(assemble(header, images.tobytes() + bytes(20)))
-    grey = to_grey_IHW(arrays, mean=0.5, std=0.25)
+    grey = to_grey_IHW(arrays.images_ICHW, mean=0.5, std=0.25)
     assert grey.dtype == np.uint8
     assert grey[0, 0, :4].tolist() == [128, 191, 255, 0]
     assert grey[1, 0, 0] == 0
@@ -239,3 +242,79 @@ def test_labels_that_are_cut_off_are_refused(content: PackageContent) -> None:
     data = write_tensors(content.distilled, "float16")
     with pytest.raises(PackageError):
         read_labels(lambda start, length: data[start : start + length][:-1])
+
+
+# --- part by part ----------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_file_are_what_the_whole_file_is(content: PackageContent) -> None:
+    data = write_tensors(content.distilled, "float16")
+    whole = read_tensors(data)
+    stored = open_tensors(lambda start, length: data[start : start + length], len(data))
+    assert stored.shape_ICHW == whole.images_ICHW.shape
+    assert (stored.labels == whole.labels).all() and stored.learning_rate == whole.learning_rate
+    for one in (stored, whole):
+        parts = list(one.parts())
+        assert np.array_equal(np.concatenate([images for _, images in parts]), whole.images_ICHW)
+
+
+def test_values_are_looked_at_without_holding_them_all() -> None:
+    shape, size = (64, 1, 1024, 1024), 4 * 2**20  # 256 MiB
+    late = np.full((1, 1024, 1024), np.nan, "<f4").tobytes()
+
+    def read(start: int, length: int) -> bytes:
+        first = start // size
+        return b"".join(
+            late if number == 63 else bytes(size) for number in range(first, first + length // size)
+        )
+
+    labels = np.zeros(64, "<i8")
+    stored = StoredTensors(shape, np.dtype("<f4"), labels, 0.01, begin=0, read=read)
+    tracemalloc.start()
+    try:
+        faults = find_faults(stored, classes=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert faults == [("image_not_finite", "images 63 hold values that are not finite")]
+    assert peak < 96 * 2**20
+
+
+def test_a_file_that_shrinks_meanwhile_is_refused(content: PackageContent) -> None:
+    data = write_tensors(content.distilled, "float32")
+    stored = open_tensors(lambda start, length: data[start : start + length], len(data))
+    short = dataclasses.replace(stored, read=lambda start, length: data[start : start + length - 1])
+    with pytest.raises(PackageError, match="changed while it was read"):
+        list(short.parts())
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "said"),
+    [((1, 1, 4096, 4096), 2, "one image"), ((2, 1, 8, 8), 9_000_000, "the labels")],
+)
+def test_what_must_be_held_at_once_is_bounded(
+    shape: tuple[int, ...], columns: int, said: str
+) -> None:
+    images, labels = 4 * int(np.prod(shape)), 4 * shape[0] * columns
+    header = {
+        "images": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, images]},
+        "labels": {
+            "dtype": "F32",
+            "shape": [shape[0], columns],
+            "data_offsets": [images, images + labels],
+        },
+        "learning_rate": {
+            "dtype": "F32",
+            "shape": [1],
+            "data_offsets": [images + labels, images + labels + 4],
+        },
+    }
+    head = json.dumps(header).encode()
+    start = len(head).to_bytes(8, "little") + head
+
+    def read(at: int, length: int) -> bytes:
+        assert at + length <= len(start), "nothing behind the header is read"
+        return start[at : at + length]
+
+    with pytest.raises(PackageError, match=f"{said} ha(s|ve) more than"):
+        open_tensors(read, len(start) + images + labels + 4)

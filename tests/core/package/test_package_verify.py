@@ -20,8 +20,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import load, save
 
 from ppdd_core.errors import PackageError, SignatureError
-from ppdd_core.package import canonical
-from ppdd_core.package.archive import write_archive, write_folder
+from ppdd_core.package import archive, canonical
+from ppdd_core.package.archive import Seen, in_files, write_archive, write_folder
 from ppdd_core.package.manifest import (
     CARD,
     CONTACT_SHEET,
@@ -566,3 +566,29 @@ def test_a_file_that_is_no_zip_is_named_once(tmp_path: Path) -> None:
     (tmp_path / "random.zip").write_bytes(b"random")
     (fault,) = verify_package(tmp_path / "random.zip").faults
     assert str(fault).startswith("random.zip: it is not a whole ZIP file")
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "most"),
+    [
+        (MANIFEST, "manifest", 4 * 2**20),
+        (SIGNATURE, "signature", 8 * 2**20),
+        (PRIVACY, "privacy", 8 * 2**20),
+        (preview_path(0), "preview", 4 * 2**20),
+    ],
+)
+def test_a_file_that_should_be_small_is_not_read_when_it_is_not(
+    built: Mapping[str, bytes], path: str, code: str, most: int
+) -> None:
+    asked: list[str] = []
+    held = in_files({**built, path: bytes(most + 1)})
+
+    def read(name: str, start: int, length: int) -> bytes:
+        asked.append(name)
+        return held.part(name, start, length)
+
+    seen = {name: Seen(held.size(name), held.sha256(name)) for name in held}
+    found = verify_files(archive.Files(seen, read))
+    assert (code, path) in codes(found)
+    assert f"{most + 1} bytes; at most {most} are allowed" in str(found.faults)
+    assert path not in asked

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ppdd_core.package.signature import fingerprint
+from services.catalogue import contents
 from services.kit.resources import Resources
 from services.settings import Settings
 from tests.services.conftest import Login
@@ -35,6 +36,28 @@ def test_an_imported_package_is_held(client: TestClient, login: Login, foreign: 
     assert first.headers["location"] == f"{PACKAGES}/hospital-b/cxr/versions/1.0.0"
     assert again.status_code == 200
     assert client.get(f"{first.headers['location']}/archive", headers=headers).content == foreign
+
+
+def test_large_files_are_stored_by_way_of_the_disk(
+    client: TestClient,
+    login: Login,
+    resources: Resources,
+    foreign: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contents, "SMALL", 1000)
+    files = package_files("hospital-b")
+    assert min(map(len, files.values())) < 1000 < max(map(len, files.values()))
+
+    answer = client.post(PACKAGES, headers={**login("researcher"), **ZIP}, content=foreign)
+
+    assert answer.status_code == 201, answer.json()
+    kept = {
+        stored.sha256: b"".join(resources.store.read(stored.sha256))
+        for stored in resources.store.list()
+    }
+    assert {foreign, *files.values()} == set(kept.values())
+    assert list(resources.settings.spool_dir.iterdir()) == []
 
 
 def test_an_own_package_comes_back_as_a_draft(
