@@ -143,7 +143,7 @@ def _curve_faults(row: Mapping[str, Any]) -> list[str]:
     ):
         return [f"its ROC curve is not {_CURVE} rates from 0 to 1 that never fall"]
     least, most = sum(curve[:-1]) / (_CURVE - 1), sum(curve[1:]) / (_CURVE - 1)
-    if not _is_number(area) or not least - 1e-3 <= area <= most + 1e-3:
+    if area is None or not _is_number(area) or not least - 1e-3 <= area <= most + 1e-3:
         return ["its AUROC is not the area under its ROC curve"]
     return []
 

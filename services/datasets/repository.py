@@ -22,9 +22,7 @@ from sqlalchemy.orm import Session
 from services.datasets.models import SourceDataset, Thumbnail
 
 # Jobs lie downstream and may not be imported: their tables are asked, their rules are not.
-_JOBS = table(
-    "jobs", column("id", Uuid()), column("dataset_id", Uuid()), column("state", String())
-)
+_JOBS = table("jobs", column("id", Uuid()), column("dataset_id", Uuid()), column("state", String()))
 _PICTURES = table("job_pictures", column("job_id", Uuid()))
 _ACTIVE = ("queued", "running")
 

@@ -54,7 +54,7 @@ def test_whatever_an_evaluation_holds_it_can_be_shown(report: dict[str, Any]) ->
 
 
 def test_the_interval_of_a_mean_is_made_of_those_of_its_parts() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"sensitivity": 0.8, "sensitivity_interval": [0.7, 0.9]},
         {"sensitivity": 0.6, "sensitivity_interval": [0.3, 0.9]},
         {"sensitivity": None, "sensitivity_interval": None, "images": 0},
@@ -62,7 +62,7 @@ def test_the_interval_of_a_mean_is_made_of_those_of_its_parts() -> None:
     low, high = balanced_interval(rows, 0.7) or (0, 0)
     assert low == pytest.approx(0.7 - (0.01 + 0.09) ** 0.5 / 2)
     assert high == pytest.approx(0.7 + (0.01 + 0.09) ** 0.5 / 2)
-    hidden = {"sensitivity": None, "sensitivity_interval": None, "images": None}
+    hidden: dict[str, Any] = {"sensitivity": None, "sensitivity_interval": None, "images": None}
     assert balanced_interval([*rows, hidden], 0.7) is None
 
 
