@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from services.auth.permissions import Role, Scope
 
+# What a package's states and codes are called.
+ORIGINS = {
+    "made": "made here",
+    "imported": "came as a file",
+    "pulled": "fetched from its node",
+}
+SPLITS = {"test": "patients held out for the test", "all": "all images"}
+VERDICTS = {"passed": "Verdict: passed.", "failed": "Verdict: failed."}
+
 SCOPES = {
     Scope.DATASETS_READ: "see source datasets and what was found in them",
     Scope.DATASETS_WRITE: "register, upload and remove source datasets",

@@ -20,6 +20,7 @@ from services.dashboard.forms import Form, FormDep
 from services.dashboard.language import Translate, language_of, translator
 from services.dashboard.rendering import is_fragment, may, redirect, render
 from services.dashboard.route import page_router
+from services.dashboard.words import SPLITS
 from services.datasets import service as datasets
 from services.detectors import service
 from services.detectors.models import DetectorState, Evaluation
@@ -268,6 +269,7 @@ def _whole(
         datasets=_dataset_names(session) if may(principal, "detectors_evaluate") else [],
         measured=[_measured(name, row, translate) for name, row in view.evaluations],
         compared=_compared(session, view.evaluations, translate),
+        splits=SPLITS,
         measuring=service.measuring(session, detector_id),
     )
 

@@ -24,6 +24,7 @@ from services.dashboard.forms import Form, FormDep
 from services.dashboard.language import Translate, language_of, translator
 from services.dashboard.rendering import may, redirect, render
 from services.dashboard.route import page_router
+from services.dashboard.words import ORIGINS, VERDICTS
 from services.jobs import pictures
 from services.kit.db import now
 from services.kit.errors import NotFoundError
@@ -104,6 +105,7 @@ def packages(
         filters={"q": q, "state": state, "origin": origin, "class": label},
         states=[one.value for one in VersionState],
         origins=[one.value for one in Origin],
+        origin_words=ORIGINS,
     )
 
 
@@ -242,6 +244,8 @@ def _whole(
         version=found,
         is_own=found.package.site == resources.settings.site_id,
         key=printable(found.key),
+        origin_words=ORIGINS,
+        verdicts=VERDICTS,
         classes=[
             (label, len(some), [_shown(found, number, ssim, beside) for number in some[:FEW]])
             for label, some in numbers.items()
