@@ -15,10 +15,14 @@ from fastapi.testclient import TestClient
 
 import ppdd_core
 import services
+from ppdd_core.package.manifest import DUO
+from ppdd_core.privacy.wording import WORDS
 from services.auth.permissions import Role
 from services.dashboard import forms, words
+from services.dashboard.figures import METHODS
 from services.dashboard.language import FOLDER, LANGUAGES, translator
 from services.dashboard.notices import NOTICES
+from services.dashboard.pages.packages import INITIALISATIONS
 from services.dashboard.rendering import PLACES, THEMES
 from services.kit.errors import CORE, ServiceError
 from tests.services.dashboard.conftest import NewBrowser
@@ -54,6 +58,16 @@ def spoken() -> dict[str, str]:
     found |= dict.fromkeys([role.value for role in Role], "permissions.py")
     found |= dict.fromkeys(forms.SAID.values(), "forms.py")
     found |= dict.fromkeys(titles(), "the title of a problem")
+    found |= dict.fromkeys(of_packages(), "packages and their reports")
+    return found
+
+
+def of_packages() -> set[str]:
+    """Return the words for codes of packages and evaluations, and the sentences of a privacy report."""
+    tables = (DUO, METHODS, INITIALISATIONS, words.ORIGINS, words.SPLITS, words.VERDICTS)
+    found = {text for table in tables for text in table.values()}
+    for one in WORDS.values():
+        found |= {one.title, one.method, one.does_not_show}
     return found
 
 
