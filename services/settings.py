@@ -185,6 +185,11 @@ class WorkerSettings(_Group):
     processes: int = Field(
         0, ge=0, le=256, description="Teachers trained side by side on the CPU; 0 = one per core."
     )
+    cache_bytes: int = Field(
+        20 * 2**30,
+        ge=0,
+        description="Bytes of decoded images kept on a worker's disk for its next jobs; those unused for longest go.",
+    )
 
 
 class LogSettings(_Group):
@@ -268,6 +273,11 @@ class Settings(_Group):
     def work_dir(self) -> Path:
         """Folders of running jobs."""
         return self.data_dir / "work"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What a worker keeps for its next jobs: decoded images, fetched uploads."""
+        return self.data_dir / "cache"
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:

@@ -15,7 +15,6 @@ from services.jobs.parts import PartClaim
 from services.kit.resources import Resources
 from worker.fan_out import hand_in
 from worker.recipes import open_source, recipe_of
-from worker.source import cache_dir
 
 
 def train_part(resources: Resources, job_id: UUID, number: int, fence: int) -> None:
@@ -37,7 +36,7 @@ def train_part(resources: Resources, job_id: UUID, number: int, fence: int) -> N
 def _train(resources: Resources, job: Job, claim: PartClaim, folder: Path) -> None:
     recipe, settings = recipe_of(job), resources.settings
     with open_source(job, resources) as source:
-        images = load_split(source, recipe, cache_dir=cache_dir(settings))
+        images = load_split(source, recipe, cache_dir=settings.cache_dir)
     store = teach(
         images,
         recipe,

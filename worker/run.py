@@ -43,6 +43,7 @@ from worker.context import JobContext, Outcome
 from worker.exits import MEMORY_ADVICE, Exit
 from worker.memory import PeakMemory
 from worker.patience import insist
+from worker.room import trim_cache
 
 TASKS = {kind: f"worker.tasks.{kind.value}" for kind in Kind}
 PR_SET_PDEATHSIG = 1
@@ -63,8 +64,11 @@ def main(arguments: list[str]) -> int:
         _limit_memory(settings)
         with open_resources(settings) as resources:
             if asked.part is None:
-                return _do_job(resources, asked.job_id, asked.fence)
-            return _do_part(resources, asked.job_id, asked.part, asked.fence)
+                code = _do_job(resources, asked.job_id, asked.fence)
+            else:
+                code = _do_part(resources, asked.job_id, asked.part, asked.fence)
+            trim_cache(settings)  # what the job looked at is let go by now
+            return code
     except KeyboardInterrupt:
         return Exit.STOPPED
 

@@ -23,16 +23,10 @@ from services.datasets.models import SourceDataset
 from services.datasets.service import DatasetRemovedError
 from services.kit.db import READONLY
 from services.kit.resources import Resources
-from services.settings import Settings
 
 CACHE_BYTES = 50 * 2**30  # of fetched uploads, beside those in use
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-def cache_dir(settings: Settings) -> Path:
-    """Return where a worker keeps decoded images and fetched uploads; give it to everything that loads images."""
-    return settings.data_dir / "cache"
 
 
 @contextmanager
@@ -74,7 +68,7 @@ def read_images(
                 path,
                 image_size=image_size,
                 where={**(narrowed or {}), **rows} or None,
-                cache_dir=cache_dir(settings),
+                cache_dir=settings.cache_dir,
                 processes=settings.worker.processes or None,
                 on_progress=on_progress,
             )
@@ -88,7 +82,7 @@ def read_images(
 @contextmanager
 def _fetched(resources: Resources, sha256: str) -> Iterator[Path]:
     """Yield the upload as a file that nobody removes inside the block."""
-    folder = cache_dir(resources.settings) / "uploads"
+    folder = resources.settings.cache_dir / "uploads"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{sha256}.zip"
     with _locked(_lock_of(path, "used"), fcntl.LOCK_SH) as used:

@@ -4,7 +4,10 @@ An entry is a folder named by the sha256 of what decides it: digests, names, lab
 of the files, in order, and the image size. It appears by rename, whole or not at all; its checksums
 are verified at every opening and a damaged entry is made anew. `seen/` maps what the file system says
 about unchanged files (identity, size, times) to a content key, so a second run reads no image.
-Decoding itself is in `decoding.py`; what the findings are, in `check.py`.
+
+Whoever has an entry's images holds it (`cache_folder.py`) until they are let go, or the process ends, however it ends.
+A folder's time says when its entry was last opened. Decoding itself is in `decoding.py`; what the findings are, in
+`check.py`.
 
 Shape suffixes: R images, H W pixels.
 """
@@ -19,8 +22,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppdd_core.data.cache_folder import BUILDING, building_folder, is_still, lock, read_seen
 from ppdd_core.data.decoding import decode_all
 from ppdd_core.data.files import ppdd_home, write_atomically
 from ppdd_core.data.images import Decoded
@@ -39,8 +44,6 @@ from ppdd_core.errors import BadImageError, SourceError
 FORMAT = "ppdd images 1"  # part of every key: raise it when decoding changes
 
 _HEADER = 128  # bytes before the pixels in pixels.npy
-_BUILDING = "building-"
-
 OnProgress = Callable[[int, int], None]  # (files done, files in all)
 
 
@@ -113,7 +116,7 @@ def cached_images(
     seen = cache_dir / "seen" / _key(image_size, entries, stamps)
     try:
         _private_folder(seen.parent)
-        if (known := _read_seen(seen)) and (found := _open_entry(cache_dir / known)):
+        if (known := read_seen(seen)) and (found := _open_entry(cache_dir / known)):
             progress(total, total)
             return found
         digests, missing = _digest_all(source, entries, lambda done: progress(done // 10, total))
@@ -123,7 +126,7 @@ def cached_images(
         key = _key(image_size, entries, facts)
         found = _open_entry(cache_dir / key)
         if found is None:
-            with _building_folder(cache_dir) as folder:
+            with building_folder(cache_dir) as (folder, descriptor):
                 _build(
                     folder,
                     source,
@@ -134,7 +137,7 @@ def cached_images(
                     processes=processes,
                     on_done=lambda done: progress((total + 9 * done) // 10, total),
                 )
-                found = _publish(folder, cache_dir / key)
+                found = _publish(folder, descriptor, cache_dir / key)
         if [source.stamp(entry.name) for entry in entries] == stamps:
             write_atomically(seen, key.encode())
     except OSError as fault:
@@ -152,14 +155,6 @@ def _key(image_size: int, entries: Sequence[Entry], facts: Sequence[str]) -> str
         row = [entry.name, entry.label, entry.patient, entry.split, fact]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _read_seen(path: Path) -> str | None:
-    try:
-        key = path.read_bytes().decode("ascii", errors="replace")
-    except FileNotFoundError:
-        return None
-    return key if len(key) == 64 and set(key) <= set("0123456789abcdef") else None
 
 
 def _digest_all(
@@ -293,7 +288,31 @@ def _refuse_nothing_readable(kept: Sequence[int], reasons: dict[int, str]) -> No
 
 
 def _open_entry(folder: Path) -> CachedImages | None:
-    """Return a cache entry, or None where there is none that is whole."""
+    """Return a cache entry, held until its pixels are let go, or None where there is none that is whole."""
+    try:
+        descriptor = lock(folder, fcntl.LOCK_SH)
+    except OSError:
+        return None
+    found = _read_entry(folder) if is_still(folder, descriptor) else None
+    if found is None:
+        os.close(descriptor)
+    else:
+        _hold(found, descriptor)
+    return found
+
+
+def _hold(images: CachedImages, descriptor: int) -> None:
+    """Keep the lock of an entry as long as its pixels are mapped, and note that it was used."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with suppress(OSError):  # a cache of somebody else's
+        os.utime(descriptor)
+    mapped: Any = images.pixels_RHW
+    while isinstance(mapped, np.ndarray) and mapped.base is not None:
+        mapped = mapped.base  # what every view and slice of the pixels keeps
+    weakref.finalize(mapped, os.close, descriptor)
+
+
+def _read_entry(folder: Path) -> CachedImages | None:
     try:
         sums = json.loads((folder / "sums.json").read_bytes())
         if _sha256(folder / "index.json") != sums["index"]:
@@ -314,8 +333,8 @@ def _open_entry(folder: Path) -> CachedImages | None:
         return None  # whatever is wrong with it: make it anew
 
 
-def _publish(folder: Path, entry: Path) -> CachedImages:
-    """Give the finished folder its name; where another process was first, use what it made."""
+def _publish(folder: Path, descriptor: int, entry: Path) -> CachedImages:
+    """Give the finished and locked folder its name; where another process was first, use what it made."""
     for _ in range(3):
         try:
             folder.rename(entry)
@@ -325,54 +344,18 @@ def _publish(folder: Path, entry: Path) -> CachedImages:
             if (found := _open_entry(entry)) is not None:
                 return found
             with suppress(OSError):  # damaged: out of the way, unless another process was quicker
-                doomed = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=entry.parent))
+                doomed = Path(tempfile.mkdtemp(prefix=BUILDING, dir=entry.parent))
                 entry.rename(doomed / "damaged")
                 shutil.rmtree(doomed, ignore_errors=True)
         else:
             _sync_folder(entry.parent)
+            if (made := _read_entry(entry)) is not None:  # nobody removes it: it is locked as ours
+                _hold(made, os.dup(descriptor))
+                return made
             break
-    found = _open_entry(entry)
-    if found is None:
-        raise SourceError(
-            f"the image cache in {shown(str(entry.parent))} does not keep what is written"
-        )
-    return found
-
-
-@contextmanager
-def _building_folder(cache_dir: Path) -> Iterator[Path]:
-    """Yield a fresh folder that is locked while its maker lives, after sweeping up dead makers'."""
-    for left in cache_dir.glob(f"{_BUILDING}*"):
-        with suppress(OSError):  # BlockingIOError: its maker lives
-            descriptor = _lock(left, fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(descriptor)
-    folder, descriptor = _claim(cache_dir)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _claim(cache_dir: Path) -> tuple[Path, int]:
-    while True:  # a sweeper may come between making the folder and locking it
-        folder = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=cache_dir))
-        with suppress(FileNotFoundError):
-            descriptor = _lock(folder, 0)
-            if folder.exists() and os.fstat(descriptor).st_ino == folder.stat().st_ino:
-                return folder, descriptor
-            os.close(descriptor)
-
-
-def _lock(folder: Path, flags: int) -> int:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    raise SourceError(
+        f"the image cache in {shown(str(entry.parent))} does not keep what is written"
+    )
 
 
 def _private_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from services.kit.storage import ObjectDamagedError, StoreError
 from tests.services.datasets.images import class_files, write_folder, zip_bytes
 from tests.worker.conftest import Node
 from worker import source
-from worker.source import cache_dir, open_dataset, read_images
+from worker.source import open_dataset, read_images
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_damaged_upload_is_not_kept(small: Node) -> None:
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     with pytest.raises(ObjectDamagedError), open_dataset(small.resources, row):
         pass
-    assert list((cache_dir(small.settings) / "uploads").glob("*zip*")) == []
+    assert list((small.settings.cache_dir / "uploads").glob("*zip*")) == []
     small.resources.store.delete(row.upload_sha256)
     with pytest.raises(StoreError), open_dataset(small.resources, row):
         pass
@@ -95,7 +95,7 @@ def test_a_damaged_upload_is_not_kept(small: Node) -> None:
 
 def test_what_a_killed_fetch_left_is_removed(small: Node) -> None:
     row = uploaded(small)
-    folder = cache_dir(small.settings) / "uploads"
+    folder = small.settings.cache_dir / "uploads"
     folder.mkdir(parents=True)
     left = folder / f".{row.upload_sha256}.zip.0123"
     left.write_bytes(b"half")

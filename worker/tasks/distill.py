@@ -18,7 +18,6 @@ from worker.patience import insist
 from worker.pictures import draw_step, show_neighbours
 from worker.recipes import identity_of, open_source, recipe_of
 from worker.room import require_room
-from worker.source import cache_dir
 
 
 def run(job: JobContext) -> Outcome:
@@ -47,7 +46,7 @@ def run(job: JobContext) -> Outcome:
             recipe,
             identity_of(job.job, job.resources),
             device=job.device,
-            cache_dir=cache_dir(job.resources.settings),
+            cache_dir=job.resources.settings.cache_dir,
             processes=job.processes,
             on_images=prepare,
             on_snapshot=lambda step, so_far: job.show(draw_step(step, so_far, recipe)),

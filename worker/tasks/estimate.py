@@ -6,12 +6,11 @@ from ppdd_core.pipeline import StageProgress, load_split
 from worker.context import JobContext, Outcome
 from worker.measure import measure
 from worker.recipes import open_source, recipe_of
-from worker.source import cache_dir
 
 
 def run(job: JobContext) -> Outcome:
     """Read the images, measure, and return the figures."""
-    recipe, cache = recipe_of(job.job), cache_dir(job.resources.settings)
+    recipe, cache = recipe_of(job.job), job.resources.settings.cache_dir
 
     def report(at: StageProgress) -> None:
         job.progress(at.stage, at.done, at.total, at.note)
