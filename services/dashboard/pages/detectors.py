@@ -17,6 +17,7 @@ from services.catalogue import service as catalogue
 from services.dashboard import charts
 from services.dashboard.figures import balanced_interval, confusion_of, curves, of_classes
 from services.dashboard.forms import Form, FormDep
+from services.dashboard.job_words import STAGES
 from services.dashboard.language import Translate, language_of, translator
 from services.dashboard.rendering import is_fragment, may, redirect, render
 from services.dashboard.route import page_router
@@ -288,6 +289,7 @@ def _training_of(request: Request, session: Session, view: service.View) -> dict
         "detector": DetectorOut.of(view),
         "job": view.job,
         "on_the_way": view.state in ON_THE_WAY,
+        "stages": STAGES,
         "eta": reading.seconds_left(view.job),
         "curve": charts.lines(
             translate("Training loss"),

@@ -8,6 +8,7 @@ from fastapi import Query, Request, Response
 
 from services.auth.dependencies import PrincipalDep
 from services.dashboard.forms import FormDep
+from services.dashboard.job_words import STAGES
 from services.dashboard.rendering import redirect, render
 from services.dashboard.route import page_router
 from services.jobs import reading
@@ -28,7 +29,7 @@ def pulls(
 ) -> Response:
     """List the jobs that fetch packages, newest first."""
     found, following = reading.list_jobs(session, kind=Kind.PULL, cursor=cursor, limit=PAGE)
-    return render(request, "pulls.html", found=found, following=following)
+    return render(request, "pulls.html", found=found, following=following, stages=STAGES)
 
 
 @router.get("/pulls/new")

@@ -134,7 +134,9 @@ function showChosen() {
     if (shown.src) URL.revokeObjectURL(shown.src);
     const file = event.target.files[0];
     shown.hidden = !file || !["image/png", "image/jpeg"].includes(file.type);
-    if (shown.hidden) shown.removeAttribute("src"); else shown.src = URL.createObjectURL(file);
+    if (shown.hidden) { shown.removeAttribute("src"); return; }
+    shown.onerror = () => { shown.hidden = true; };
+    shown.src = URL.createObjectURL(file);
   });
 }
 
