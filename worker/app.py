@@ -14,12 +14,14 @@ import logging
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import structlog
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 from celery.worker import state
 from sqlalchemy.exc import DBAPIError
 
@@ -115,6 +117,8 @@ def run_worker(settings: Settings, place: Place) -> int:
         noting.start()
         log.info("worker.ready", worker=place.name, device=place.text)
 
+    # it warns of root because messages may be pickles; ours are JSON, and nothing else is accepted
+    warnings.simplefilter("ignore", SecurityWarning)
     # Celery would install its own logging unless somebody answers this signal
     signals.setup_logging.connect(_logging_is_set_up, weak=False)
     signals.worker_ready.connect(ready, weak=False)

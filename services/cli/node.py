@@ -92,6 +92,8 @@ def serve(
     ] = "0.0.0.0",  # noqa: S104 - inside a container, behind the proxy
 ) -> None:
     """Run the API alone, behind a proxy that speaks TLS; for containers. Migrations must have run."""
+    import structlog
+
     from services.cli.running import Listening, listen, run_node
     from services.kit import logging
     from services.kit.migrate import require_head
@@ -100,9 +102,11 @@ def serve(
 
     settings = load_settings()
     logging.configure(settings.log)
+    log = structlog.get_logger(__name__)
     with listen(host, port) as sock, open_resources(settings) as resources:
         require_head(resources.engine)
-        run_node(resources, Listening(sock, behind_proxy=True))
+        at = Listening(sock, behind_proxy=True)
+        run_node(resources, at, on_ready=lambda: log.info("api.ready", address=at.url))
 
 
 @app.command()
@@ -263,11 +267,14 @@ def _welcome(resources: Resources, url: str) -> None:
     from ppdd_core.package.signature import fingerprint, printable
 
     settings = resources.settings
-    typer.echo(f"{settings.site_title} ({settings.site_id}) at {url}")
+    same = settings.site_title == settings.site_id
+    typer.echo(f"{settings.site_title}{'' if same else f' ({settings.site_id})'} at {url}")
     typer.echo(f"signing key {printable(fingerprint(resources.key))}")
     link = _open_setup_link(resources)
     if link is not None:
-        typer.echo("nobody can log in yet; in another terminal, make the first administrator:")
+        typer.echo("nobody can log in yet; open this in a browser to make the first administrator:")
+        typer.echo(f"  {link}")
+        typer.echo("or do it in another terminal:")
         typer.echo(f"  ppdd login '{link}'")
     typer.echo("Ctrl-C stops the node")
 

@@ -25,10 +25,11 @@ _SECRET_TEXT = re.compile(
 
 def configure(settings: LogSettings) -> None:
     """Let structlog and the standard library write the same lines."""
+    watched = settings.format == "text" and sys.stderr.isatty()  # by a person, who has a clock
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if watched else "iso", utc=not watched),
         structlog.processors.format_exc_info,
         scrub,
     ]
@@ -36,7 +37,7 @@ def configure(settings: LogSettings) -> None:
     render = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(colors=watched)
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -59,7 +60,11 @@ def configure(settings: LogSettings) -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)  # ours decides, whatever the program has set before
         logger.propagate = True
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # `database.migrated` says it once
+    if (
+        level > logging.DEBUG
+    ):  # what they do well needs no line: ours say that the node is up, or moved its tables
+        for name in ("alembic", "uvicorn"):
+            logging.getLogger(name).setLevel(max(level, logging.WARNING))
     # Requests are counted by the metrics and, where they matter, audited; a line each would hold addresses.
     logging.getLogger("uvicorn.access").disabled = True
 

@@ -90,7 +90,7 @@ def broker_url(settings: Settings) -> str:
     """Return the broker's URL with its password in place."""
     url, password = settings.broker.url, settings.broker.password
     if not url:
-        return f"{SCHEME}://"
+        return f"{SCHEME}://localhost"  # no host is asked; without a name kombu warns that it takes this one
     if password is None:
         return url
     scheme, _, rest = url.partition("://")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +139,32 @@ def test_a_node_comes_up_serves_is_alone_and_stops_cleanly(tmp_path: Path) -> No
         assert not [pid for pid in below if alive(pid)]
         node.reader.join(5)
         assert node.lines[-1] == "the node has stopped"
+        assert unexpected(node.lines) == []
+
+
+# What a node says from its start to its end: a line for each change of state, and how to log in.
+SAID = (
+    r"database\.migrated",
+    r"^a at http://127\.0\.0\.1:\d+$",
+    r"^signing key [0-9a-f ]{79}$",
+    r"^nobody can log in yet; open this in a browser",
+    r"^  http://127\.0\.0\.1:\d+/setup#ppdd_\S+$",
+    r"^or do it in another terminal:$",
+    r"^  ppdd login '\S+'$",
+    r"^Ctrl-C stops the node$",
+    r"worker\.ready",
+    r"node\.stopping",
+    r"worker\.stopped",
+    r"^the node has stopped$",
+)
+
+
+def unexpected(lines: list[str]) -> list[str]:
+    """Return the lines that are none of those, and the patterns that are not there exactly once."""
+    found = [[pattern for pattern in SAID if re.search(pattern, line)] for line in lines]
+    counts = Counter(pattern for patterns in found for pattern in patterns)
+    strange = [line for line, patterns in zip(lines, found, strict=True) if not patterns]
+    return strange + [pattern for pattern in SAID if counts[pattern] != 1]
 
 
 @pytest.mark.e2e

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -107,7 +108,18 @@ def test_addresses_of_callers_are_not_written(capsys: pytest.CaptureFixture[str]
     )  # as a server set up earlier leaves it
     configure(LogSettings(format="text"))
     logging.getLogger("uvicorn.access").info("203.0.113.7 - GET /")
-    logging.getLogger("uvicorn.error").info("started")
+    logging.getLogger("uvicorn.error").warning("this is wrong")
     written = capsys.readouterr().err
     assert "203.0.113.7" not in written
-    assert "started" in written
+    assert "this is wrong" in written
+
+
+@pytest.mark.parametrize(("level", "written"), [("debug", True), ("info", False), ("error", False)])
+def test_what_libraries_do_well_is_written_for_developers_only(
+    capsys: pytest.CaptureFixture[str], level: Literal["debug", "info", "error"], written: bool
+) -> None:
+    for name in ("uvicorn.error", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+        configure(LogSettings(format="text", level=level))
+        logging.getLogger(name).info("all is well")
+        assert ("all is well" in capsys.readouterr().err) == written

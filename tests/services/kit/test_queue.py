@@ -162,7 +162,7 @@ def _redis(url: str) -> Any:
 
 def test_the_password_gets_into_the_url_quoted(tmp_path: Path) -> None:
     for url, expected in {
-        "": "ppdd-folder://",
+        "": "ppdd-folder://localhost",
         "redis://host:6379/0": "redis://:kV5nW2rQ8xT3%40mZ7%2FyB4@host:6379/0",
         "rediss://user@host/1": "rediss://user:kV5nW2rQ8xT3%40mZ7%2FyB4@host/1",
     }.items():
