@@ -147,9 +147,10 @@ def package_images(
     label: Annotated[str, Query(alias="class", max_length=200)] = "",
     start: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
-    """Show the images of one class, many at a time."""
+    """Show the images of one class, the first if none is named, many at a time."""
     found, files = _read(resources, principal, (site, name, version))
     numbers = catalogue.images_by_class(resources.store, found, files)
+    label = label or next(iter(numbers))
     if label not in numbers:
         raise NotFoundError(f"{catalogue.title_of(found)} has no class {label[:100]!r}")
     ssim = _similarities(catalogue.read_reports(resources.store, files).privacy)

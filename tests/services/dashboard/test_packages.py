@@ -164,6 +164,7 @@ def test_images_of_a_class_are_paged(
     assert "start=1" in page
     assert "image-0003.png" in one.get(f"{OURS}/images?class=Lung_Opacity&start=1").text
     assert one.get(f"{OURS}/images?class=Nothing").status_code == 404
+    assert "image-0000.png" in one.get(f"{OURS}/images").text  # the first class
 
 
 def test_what_is_not_there_is_not_found(browser: NewBrowser) -> None:
