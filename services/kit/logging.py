@@ -55,7 +55,7 @@ def configure(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in ("uvicorn", "uvicorn.error", "celery"):
+    for name in ("uvicorn", "uvicorn.error", "celery", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)  # ours decides, whatever the program has set before

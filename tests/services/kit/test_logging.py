@@ -118,6 +118,7 @@ def test_addresses_of_callers_are_not_written(capsys: pytest.CaptureFixture[str]
 def test_what_libraries_do_well_is_written_for_developers_only(
     capsys: pytest.CaptureFixture[str], level: Literal["debug", "info", "error"], written: bool
 ) -> None:
+    configure(LogSettings(format="text", level="warning"))  # as a run before leaves it
     for name in ("uvicorn.error", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.NOTSET)
         configure(LogSettings(format="text", level=level))
