@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
-from services.auth.dependencies import PrincipalDep, guard
+from services.auth.dependencies import PrincipalDep, ask
 from services.jobs import follow, offers, pictures, reading, service, submit, waiting
 from services.jobs.models import Job, Kind, State
 from services.jobs.schemas import (
@@ -300,7 +300,7 @@ def events(
         service.get(session, job_id)
     follow.require_room()
     stream = follow.follow(
-        resources, job_id, after, permitted=lambda: guard(request), seconds=seconds
+        resources, job_id, after, permitted=lambda: ask(request), seconds=seconds
     )
     return StreamingResponse(
         stream,

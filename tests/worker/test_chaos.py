@@ -11,6 +11,7 @@ from benchmarks.chaos import disturbed, judged, running
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.e2e
 def test_jobs_survive_the_kill_of_anything(tmp_path: Path) -> None:
     options = Namespace(

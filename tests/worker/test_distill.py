@@ -24,7 +24,7 @@ from services.kit.storage import read_all
 from tests.worker.conftest import Node, supervised, wait_until
 from worker import supervise
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SINCE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)  # packages state when their job was made
 TEACHERS = 4
 

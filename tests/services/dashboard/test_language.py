@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import pkgutil
 import re
 import string
 from collections import Counter
@@ -15,6 +17,7 @@ from fastapi.testclient import TestClient
 
 import ppdd_core
 import services
+import worker
 from ppdd_core.package.manifest import DUO
 from ppdd_core.privacy.wording import WORDS
 from services.auth.permissions import Role
@@ -72,7 +75,9 @@ def of_packages() -> set[str]:
 
 
 def titles() -> set[str]:
-    """Return the titles of all problems that a service may raise."""
+    """Return the titles of all problems that a service or a job may raise."""
+    for module in pkgutil.walk_packages(worker.__path__, "worker."):
+        importlib.import_module(module.name)
     found, waiting = {title for *_, title in CORE}, [ServiceError]
     while waiting:
         kind = waiting.pop()
@@ -85,7 +90,7 @@ def titles() -> set[str]:
 def constants() -> frozenset[str]:
     """Return every text in our own programs: templates translate words that come from there."""
     found = set()
-    for package in (services, ppdd_core):
+    for package in (services, worker, ppdd_core):
         for path in Path(package.__file__ or "").parent.rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found |= {

@@ -224,6 +224,7 @@ def test_a_stream_ends_when_its_reader_may_not_read_any_more(
     assert len(asked) == 3
 
 
+@pytest.mark.timeout(60)
 def test_a_revoked_token_ends_its_stream(
     client: TestClient,
     resources: Resources,
