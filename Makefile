@@ -11,10 +11,10 @@ STAMP := $(VENV)/.setup.stamp
 # Where it is set, every process compiles torch and all else anew: 4 s more at each start, and the tests start hundreds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check fix bench evidence container-check lock clean
+.PHONY: help setup demo test check fix bench evidence docs-screenshots container-check lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv with the locked packages (about 6 GB; again only when a lock changes)
 
@@ -41,6 +41,9 @@ bench: $(STAMP) ## time and peak memory of one distillation step, by engine and 
 evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; writes docs/results (goes on where it stopped)
 	@test -n "$(DATA)" || { echo "Which X-rays? For example: make evidence DATA=xrays.zip ARGS='--where hospital=a'" >&2; exit 2; }
 	$(BIN)/python benchmarks/evidence.py --data "$(DATA)" --ipc 1 --ipc 5 --seeds 3 $(ARGS)
+
+docs-screenshots: $(STAMP) ## take the guides' pictures anew, on drawn X-rays (some ten minutes; needs chromium)
+	$(BIN)/python -m docs.screenshots
 
 container-check: $(STAMP) ## build and run docker compose for real, through a whole job (needs an engine)
 	$(BIN)/python deploy/container_check.py $(ARGS)

@@ -1,4 +1,5 @@
-"""Plots as SVG, drawn here: they need no script, grow with the page, and each carries its numbers as a table.
+"""Plots as SVG, drawn here: they need no script, grow with the page, and each carries its numbers as a table,
+folded away under the word that the caller has for them.
 
 Colours are classes (`series-1` …) of the style sheet, told apart without colour too, by their dashes and marks.
 """
@@ -44,6 +45,7 @@ def lines(
     *,
     x: str,
     y: str,
+    numbers: str,
     logarithmic: bool = False,
     between: tuple[float, float] | None = None,
     diagonal: bool = False,
@@ -55,7 +57,10 @@ def lines(
         return Markup("")
     all_x = [point[0] for one in drawn for point in one.points]
     all_y = [point[1] for one in drawn for point in one.points]
-    across = _Axis(min(all_x), max(all_x), LEFT, WIDTH - RIGHT)
+    counted = all(
+        value == int(value) for value in all_x
+    )  # epochs and steps: there is none between two
+    across = _Axis(min(all_x), max(all_x), LEFT, WIDTH - RIGHT, least_step=1.0 if counted else 0.0)
     low, high = between or _room(min(all_y), max(all_y), logarithmic)
     up = _Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
     parts = [_frame(across, up, x, y)]
@@ -67,7 +72,7 @@ def lines(
         parts.append(_path(f"line {style}", one.points, across, up))
         parts.append(_tag("circle", class_=f"dot {style}", cx=across(end[0]), cy=up(end[1]), r=3))
     names = [one.name for one in drawn]
-    return _figure(title, _joined(parts), names, [x, *names], _rows(drawn))
+    return _figure(title, _joined(parts), names, [x, *names], _rows(drawn), numbers)
 
 
 def bars(
@@ -75,6 +80,7 @@ def bars(
     values: Sequence[Bar],
     *,
     y: str,
+    numbers: str,
     between: tuple[float, float] = (0.0, 1.0),
     alike: bool = False,
 ) -> Markup:
@@ -92,7 +98,7 @@ def bars(
         parts.append(_bar(bar, across, STEP * (place + 0.5) + 2, 1 if alike or place == 0 else 2))
     parts.append(_text("axis", (NAMES + WIDTH - FIGURES) / 2, height - 4, y, "middle"))
     rows = [[bar.name, _said(bar.value), _interval(bar)] for bar in values]
-    return _figure(title, _joined(parts), [], ["", y, "95 %"], rows, height=height)
+    return _figure(title, _joined(parts), [], ["", y, "95 %"], rows, numbers, height=height)
 
 
 def grid(
@@ -114,7 +120,13 @@ def grid(
 
 
 def histogram(
-    title: str, counts: Sequence[float], *, x: str, y: str, span: tuple[float, float]
+    title: str,
+    counts: Sequence[float],
+    *,
+    x: str,
+    y: str,
+    numbers: str,
+    span: tuple[float, float],
 ) -> Markup:
     """Return counts of equal steps between the ends of `span` as columns."""
     if not counts or max(counts) <= 0:
@@ -138,20 +150,28 @@ def histogram(
         [f"{_said(start)} – {_said(start + wide)}", _said(count)]
         for start, count in zip(starts, counts, strict=True)
     ]
-    return _figure(title, _frame(across, up, x, y) + _joined(columns), [], [x, y], _few(rows))
+    return _figure(
+        title, _frame(across, up, x, y) + _joined(columns), [], [x, y], _few(rows), numbers
+    )
 
 
 class _Axis:
     """From values to places on the drawing."""
 
     def __init__(
-        self, least: float, most: float, start: float, end: float, logarithmic: bool = False
+        self,
+        least: float,
+        most: float,
+        start: float,
+        end: float,
+        logarithmic: bool = False,
+        least_step: float = 0.0,
     ) -> None:
         if least == most:
             least, most = (least / 2, most * 2) if logarithmic else (least - 0.5, most + 0.5)
         self.least, self.most, self.start, self.end = least, most, start, end
         self.scale: Callable[[float], float] = math.log10 if logarithmic else float
-        self.logarithmic = logarithmic
+        self.logarithmic, self.least_step = logarithmic, least_step
 
     def __call__(self, value: float) -> float:
         low, high = self.scale(self.least), self.scale(self.most)
@@ -162,7 +182,7 @@ class _Axis:
             powers = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
             found = [10.0**power for power in powers if self.least <= 10.0**power <= self.most]
             return found if len(found) > 1 else [self.least, self.most]
-        step = _nice((self.most - self.least) / 5)
+        step = max(_nice((self.most - self.least) / 5), self.least_step)
         first = math.ceil(self.least / step - 1e-9)
         last = math.floor(self.most / step + 1e-9)
         return [place * step for place in range(first, last + 1)]
@@ -290,6 +310,7 @@ def _figure(
     legend: Sequence[str],
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
+    numbers: str,
     *,
     height: float = HEIGHT,
 ) -> Markup:
@@ -306,9 +327,7 @@ def _figure(
         _tag("figcaption", title)
         + picture
         + (_tag("ul", keys, class_="legend") if len(legend) > 1 else Markup(""))
-        + _tag(
-            "details", _tag("summary", "123", aria_label=f"{title}: 123") + _scrolling(table, title)
-        ),
+        + _tag("details", _tag("summary", numbers) + _scrolling(table, title)),
         class_="chart",
     )
 

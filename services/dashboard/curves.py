@@ -41,6 +41,7 @@ def plots(events: Sequence[JobEvent], t: Translate) -> list[Markup]:
                         y=t(y),
                         logarithmic=logarithmic and _spans_powers(points),
                         between=(0.0, 1.0) if number in SHARES else None,
+                        numbers=t("In numbers"),
                     )
                 )
     return drawn

@@ -187,9 +187,11 @@ def moment(at: datetime | str | None, how: str = "time") -> Markup:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as people say them: `42 s`, `3 min 20 s`, `2 h 05 min`, `12 h`."""
+    """Return seconds as people say them: `0.3 s`, `42 s`, `3 min 20 s`, `2 h 05 min`, `12 h`."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "< 0.1 s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

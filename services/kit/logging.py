@@ -60,10 +60,9 @@ def configure(settings: LogSettings) -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)  # ours decides, whatever the program has set before
         logger.propagate = True
-    if (
-        level > logging.DEBUG
-    ):  # what they do well needs no line: ours say that the node is up, or moved its tables
-        for name in ("alembic", "uvicorn"):
+    if level > logging.DEBUG:
+        # What they do well needs no line: ours say that the node is up, moved its tables, or fetched a package.
+        for name in ("alembic", "uvicorn", "httpx2"):
             logging.getLogger(name).setLevel(max(level, logging.WARNING))
     # Requests are counted by the metrics and, where they matter, audited; a line each would hold addresses.
     logging.getLogger("uvicorn.access").disabled = True

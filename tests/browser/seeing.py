@@ -72,6 +72,19 @@ def person_at(browser: Browser, url: str, **options: object) -> Iterator[Person]
         context.close()
 
 
+def take(page: Page, path: Path) -> None:
+    """Keep the whole page as a PNG, with the images that are loaded only when somebody scrolls to them."""
+    page.evaluate(
+        """async () => {
+          for (const image of document.images) image.loading = "eager";
+          await Promise.all([...document.images].map((image) => image.decode().catch(() => null)));
+          document.activeElement.blur();
+          scrollTo(0, 0);
+        }"""
+    )
+    page.screenshot(path=path, full_page=True)
+
+
 @dataclass(frozen=True)
 class Site:
     """A furnished node behind a real server."""

@@ -231,7 +231,14 @@ def _plots(found: FindingsOut, t: Translate) -> list[Markup]:
         bars = [charts.Bar(name, count) for name, count in counts]
         between = (0.0, float(max(counts[0][1], 1)))
         plots.append(
-            charts.bars(t("Images per class"), bars, y=t("images"), between=between, alike=True)
+            charts.bars(
+                t("Images per class"),
+                bars,
+                y=t("images"),
+                between=between,
+                alike=True,
+                numbers=t("In numbers"),
+            )
         )
     if found.patients_by_split:
         bars = [
@@ -241,7 +248,12 @@ def _plots(found: FindingsOut, t: Translate) -> list[Markup]:
         most = float(max(1, *found.patients_by_split.values()))
         plots.append(
             charts.bars(
-                t("Patients per split"), bars, y=t("patients"), between=(0.0, most), alike=True
+                t("Patients per split"),
+                bars,
+                y=t("patients"),
+                between=(0.0, most),
+                alike=True,
+                numbers=t("In numbers"),
             )
         )
     if found.grey:
@@ -252,6 +264,7 @@ def _plots(found: FindingsOut, t: Translate) -> list[Markup]:
                 x=t("grey level, 0 black, 255 white"),
                 y=t("share of pixels in per cent"),
                 span=(0, 256),
+                numbers=t("In numbers"),
             )
         )
     return [plot for plot in plots if plot]

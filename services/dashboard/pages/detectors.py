@@ -140,12 +140,14 @@ def remove_detector(
         return _whole(request, session, principal, detector_id, form)
 
 
-@router.get("/detectors/{detector_id}/predictions/{job_id}")
-def prediction(request: Request, session: SessionDep, detector_id: UUID, job_id: UUID) -> Response:
+@router.get("/detectors/{detector_id}/predictions/{prediction_id}")
+def prediction(
+    request: Request, session: SessionDep, detector_id: UUID, prediction_id: UUID
+) -> Response:
     """Show what a detector says about one image, as soon as its job has ended."""
-    job = reading.read_job(session, job_id).job
+    job = reading.read_job(session, prediction_id).job
     if job.kind != Kind.PREDICT.value or job.spec["detector_id"] != str(detector_id):
-        raise NotFoundError(f"detector {detector_id} has no prediction {job_id}")
+        raise NotFoundError(f"detector {detector_id} has no prediction {prediction_id}")
     shares = (job.result or {}).get("probabilities", {})
     translate = translator(language_of(request))
     bars = [
@@ -159,7 +161,12 @@ def prediction(request: Request, session: SessionDep, detector_id: UUID, job_id:
         job=job,
         ended=State(job.state) in ENDED,
         failure="" if job.state == State.SUCCEEDED.value else service.failure_of(job),
-        plot=charts.bars(translate("Probability of each class"), bars, y=translate("probability")),
+        plot=charts.bars(
+            translate("Probability of each class"),
+            bars,
+            y=translate("probability"),
+            numbers=translate("In numbers"),
+        ),
     )
 
 
@@ -296,6 +303,7 @@ def _training_of(request: Request, session: Session, view: service.View) -> dict
             [charts.Series(translate("loss"), points)],
             x=translate("epoch"),
             y=translate("loss"),
+            numbers=translate("In numbers"),
         ),
     }
 
@@ -324,6 +332,7 @@ def _measured(dataset: str, row: Evaluation, translate: Translate) -> dict[str, 
             y=translate("true positive rate"),
             between=(0.0, 1.0),
             diagonal=True,
+            numbers=translate("In numbers"),
         ),
         "confusion": charts.grid(
             translate("Confusion matrix, images of the test"),
@@ -371,6 +380,7 @@ def _compared(
                     translate("Balanced accuracy on {dataset}", dataset=dataset),
                     bars,
                     y=translate("balanced accuracy"),
+                    numbers=translate("In numbers"),
                 ),
             }
         )

@@ -157,7 +157,12 @@ def _whole(
         share=_share(row.progress),
         plots=[
             *curves.plots(events, t),
-            *(charts.bars(f"{t('Evaluation')}: {net}", bars, y=t("balanced accuracy")) for net, bars in compared),
+            *(
+                charts.bars(
+                    f"{t('Evaluation')}: {net}", bars, y=t("balanced accuracy"), numbers=t("In numbers")
+                )
+                for net, bars in compared
+            ),
         ],
         steps=_shown(job_id, seen, Shows.STEP),
         neighbours=_closest(_shown(job_id, seen, Shows.NEIGHBOUR)),

@@ -346,6 +346,7 @@ def _bars(figures: Figures, translate: Translate) -> list[Markup]:
             translate("Balanced accuracy, {network}", network=network),
             [charts.Bar(translate(bar.name), bar.value, bar.low, bar.high) for bar in some],
             y=translate("balanced accuracy"),
+            numbers=translate("In numbers"),
         )
         for network, some in figures.bars
         if some
@@ -360,6 +361,7 @@ def _curves(figures: Figures, translate: Translate) -> Markup:
         y=translate("true positive rate"),
         between=(0.0, 1.0),
         diagonal=True,
+        numbers=translate("In numbers"),
     )
 
 

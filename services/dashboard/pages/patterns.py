@@ -48,6 +48,7 @@ def patterns(request: Request) -> Response:
                 ],
                 x="iteration",
                 y="loss",
+                numbers="In numbers",
             ),
             charts.bars(
                 "Balanced accuracy",
@@ -56,9 +57,15 @@ def patterns(request: Request) -> Response:
                     charts.Bar("random real images", 0.52, 0.47, 0.57),
                 ],
                 y="balanced accuracy",
+                numbers="In numbers",
             ),
             charts.histogram(
-                "Grey levels", [1, 4, 9, 12, 7, 3, 2, 1], x="grey level", y="share", span=(0, 255)
+                "Grey levels",
+                [1, 4, 9, 12, 7, 3, 2, 1],
+                x="grey level",
+                y="share",
+                span=(0, 255),
+                numbers="In numbers",
             ),
             charts.grid(
                 "Confusion",

@@ -156,5 +156,9 @@ sendFiles();
 copyTexts();
 showChosen();
 document.querySelector("[data-focus]")?.focus();
-document.addEventListener("htmx:after:swap", () => showTimes(document));
+document.addEventListener("htmx:after:swap", () => {
+  showTimes(document);
+  // "The job is queued" is no news any more beside a job that has ended.
+  if (document.querySelector("#job:not([hx-get])")) document.querySelector(".note[role=status]")?.remove();
+});
 setInterval(() => showTimes(document), 30000);

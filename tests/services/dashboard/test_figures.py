@@ -47,8 +47,8 @@ ROW = st.dictionaries(
 def test_whatever_an_evaluation_holds_it_can_be_shown(report: dict[str, Any]) -> None:
     found = read_evaluation(report, "convnet")
     for _, some in found.bars:
-        bars("x", some, y="y")
-    lines("x", found.curves, x="x", y="y", between=(0, 1))
+        bars("x", some, y="y", numbers="In numbers")
+    lines("x", found.curves, x="x", y="y", between=(0, 1), numbers="In numbers")
     if found.confusion:
         grid("x", found.names, found.confusion, down="a", across="b")
 
