@@ -22,7 +22,7 @@ demo: $(STAMP) ## two hospitals' nodes on this machine: distil drawn X-rays, pul
 	$(BIN)/ppdd demo $(ARGS)
 
 test: $(STAMP) ## run the tests, one process per core
-	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## format, lint, types and import contracts, as CI runs them
 	$(BIN)/ruff format --check .

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
+from starlette.routing import BaseRoute
 
 from ppdd_core import __version__
 from services.audit.anchoring import keep_anchoring
@@ -49,6 +51,17 @@ not anonymous.
 """
 
 
+@functools.cache
+def _routes() -> list[BaseRoute]:
+    """Return all routes under the guard. Analysing them takes long; a process that makes several apps does it once."""
+    wired = FastAPI(openapi_url=None, generate_unique_id_function=operation_id)
+    for router in ROUTERS:
+        wired.include_router(router, prefix=API, dependencies=[Depends(guard)])
+    wired.include_router(public, dependencies=[Depends(guard)])
+    wired.include_router(pages)
+    return wired.routes
+
+
 def create_app(resources: Resources) -> FastAPI:
     """Return the node's API over `resources`, which the caller opened and closes."""
 
@@ -76,6 +89,7 @@ def create_app(resources: Resources) -> FastAPI:
                 thread.join(5)
 
     app = FastAPI(
+        routes=_routes(),
         title="PPDD node",
         version=__version__,
         description=DESCRIPTION,
@@ -92,12 +106,6 @@ def create_app(resources: Resources) -> FastAPI:
     app.state.guard = guard
     problems.register(app)
     errors_of_pages.register(app)
-    api = APIRouter(prefix=API, dependencies=[Depends(guard)])
-    for router in ROUTERS:
-        api.include_router(router)
-    app.include_router(api)
-    app.include_router(public, dependencies=[Depends(guard)])
-    app.include_router(pages)
     openapi.describe(app, is_public=lambda operation: not PERMISSIONS[operation].roles)
     app.add_middleware(BodyLimitMiddleware, limits=resources.settings.limits)
     app.add_middleware(problems.BugMiddleware)

@@ -26,8 +26,13 @@ settings.register_profile("ppdd", deadline=None, database=None, print_blob=True)
 settings.load_profile("ppdd")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device; torch is only asked if there are any."""
+    """Begin with the longest, so that no process has one left when the others have ended; skip `gpu` without one.
+
+    torch is only asked where there are tests marked `gpu`.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and not _cuda():
         for item in needing:

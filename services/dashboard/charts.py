@@ -212,6 +212,8 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _room(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
     if logarithmic:
         return low, high
+    if low == high > 0:  # the first point of a curve: below it is zero, and as much above
+        return 0.0, 2 * high
     spare = (high - low) * 0.05
     return (0.0 if 0 <= low < (high - low) else low - spare), high + spare
 

@@ -163,7 +163,7 @@ class Story:
         self._asks(page)
         press(page, "Start")
         expect(page.locator("#job-now .state.running")).to_be_visible(timeout=LONGEST)
-        expect(page.locator("#job-plots figure").nth(1)).to_be_visible(timeout=LONGEST)
+        expect(page.locator("#job-steps img").nth(2)).to_be_visible(timeout=LONGEST)
         self.look("job-running", page)
         ends_well(page)
         expect(page.locator("#job-steps img").first).to_be_visible()

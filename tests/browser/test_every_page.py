@@ -13,6 +13,7 @@ from services.dashboard.route import PageRoute
 from services.dashboard.router import router as pages
 from tests.browser.seeing import NARROW, WIDE, Person, Site, person_at
 
+pytestmark = pytest.mark.e2e
 WITHOUT_ACCOUNT = ("/login", "/setup", "/password")
 NO_PAGES = re.compile(r"^/(static|favicon)|/estimate|/validate")
 MOST_BYTES, MOST_REQUESTS = 200_000, 15
