@@ -14,9 +14,12 @@ from tests.browser.seeing import Site, furnished_site
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser without a window. Where there is none the test is skipped, but fails on CI."""
+    """A browser without a window. Where there is none the test is skipped, but fails on CI.
+
+    It is gone with the module's last test: while it runs, nothing else in its thread can use asyncio.
+    """
     path = os.environ.get("PPDD_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
         if os.environ.get("CI"):
@@ -30,14 +33,14 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A node with something on every page."""
     with furnished_site(tmp_path_factory.mktemp("site")) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The same, whose every text is hostile."""
     with furnished_site(tmp_path_factory.mktemp("hostile"), hostile=True) as made:
