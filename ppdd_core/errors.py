@@ -84,5 +84,9 @@ class UnsafeArchiveError(PackageError):
     """An archive entry that leaves the folder, repeats, links, or is too large."""
 
 
+class BenchmarkError(PpddError):
+    """A side of a benchmark could not be measured."""
+
+
 class Interrupted(PpddError):  # noqa: N818 - not a fault: the user asked for it
     """The user stopped the work; what is on disk can be resumed."""

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ppdd_core import __version__
-from ppdd_core.cli import dataset, detector, distill, package, phantom
+from ppdd_core.cli import bench, dataset, detector, distill, package, phantom
 from ppdd_core.cli.console import DONE, FAILED, INTERRUPTED, REFUSED, USAGE, complain, remark
 from ppdd_core.cli.extension import ExtensibleGroup
 from ppdd_core.errors import (
@@ -47,6 +47,7 @@ app.add_typer(distill.teachers_app, name="teachers")
 app.add_typer(package.app, name="package", cls=ExtensibleGroup)
 app.add_typer(detector.app, name="detector", cls=ExtensibleGroup)
 app.add_typer(phantom.app, name="phantom")
+app.add_typer(bench.app, name="bench")
 
 # The first class that fits decides; the last row is every other refusal of ours.
 EXIT_CODES: tuple[tuple[type[PpddError], int], ...] = (

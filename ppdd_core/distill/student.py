@@ -14,13 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ppdd_core.data.augment import Draw, augment
 from ppdd_core.distill.matching import matching_gradient, matching_loss
+from ppdd_core.nets.derivatives import (
+    Net,
+    gradient_along,
+    loss_gradient,
+    loss_gradient_in_graph,
+)
 
-Net = Callable[[Tensor, Tensor], Tensor]
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]  # (start_P, student_P, target_P) -> keep_P
 
 
@@ -42,14 +46,6 @@ class Matched:
     kept: Tensor  # scalar: share of parameters that were matched
 
 
-def _student_gradient(
-    net: Net, theta_P: Tensor, x_BCHW: Tensor, labels_B: Tensor, *, create_graph: bool
-) -> Tensor:
-    loss = F.cross_entropy(net(theta_P, x_BCHW), labels_B)
-    (grad_P,) = torch.autograd.grad(loss, theta_P, create_graph=create_graph)
-    return grad_P
-
-
 def unroll(
     net: Net,
     start_P: Tensor,
@@ -66,7 +62,7 @@ def unroll(
     theta_P = start_P.detach().requires_grad_(True)
     for step in steps:
         x_BCHW = augment(images_ICHW[step.rows_B], step.drawn)
-        grad_P = _student_gradient(net, theta_P, x_BCHW, labels_I[step.rows_B], create_graph=True)
+        grad_P = loss_gradient_in_graph(net, theta_P, x_BCHW, labels_I[step.rows_B])
         theta_P = theta_P - lr * grad_P
     keep_P = mask(start_P, theta_P.detach(), target_P)
     loss = matching_loss(start_P, theta_P, target_P, keep_P)
@@ -95,10 +91,8 @@ def reverse(
     student_P = start_P.detach()
     for number, step in enumerate(steps):
         thetas_JP[number] = student_P
-        theta_P = student_P.requires_grad_(True)
         x_BCHW = augment(images_ICHW[step.rows_B], step.drawn)
-        step_P = _student_gradient(net, theta_P, x_BCHW, labels_I[step.rows_B], create_graph=False)
-        student_P = theta_P.detach() - lr * step_P
+        student_P = student_P - lr * loss_gradient(net, student_P, x_BCHW, labels_I[step.rows_B])
     keep_P = mask(start_P, student_P, target_P)
     loss = matching_loss(start_P, student_P, target_P, keep_P)
 
@@ -106,46 +100,16 @@ def reverse(
     grad_images_ICHW, grad_lr = torch.zeros_like(images_ICHW), torch.zeros_like(lr)
     for number in range(len(steps) - 1, -1, -1):
         step = steps[number]
-        along, grad_B, grad_P = _step_back(
-            net,
-            thetas_JP[number],
-            images_ICHW[step.rows_B],
-            labels_I[step.rows_B],
-            step.drawn,
-            lambda_P,
-            first=number == 0,
+        raw_BCHW = images_ICHW[step.rows_B].requires_grad_(True)
+        x_BCHW = augment(raw_BCHW, step.drawn)
+        along, grad_x_BCHW, grad_P = gradient_along(
+            net, thetas_JP[number], lambda_P, x_BCHW, labels_I[step.rows_B]
         )
+        (grad_B,) = torch.autograd.grad(x_BCHW, raw_BCHW, grad_x_BCHW)
         grad_lr -= along
         grad_images_ICHW.index_add_(0, step.rows_B, grad_B * -lr)
-        if grad_P is not None:
-            lambda_P = lambda_P - lr * grad_P
+        lambda_P = lambda_P - lr * grad_P
     return Matched(loss, grad_images_ICHW, grad_lr, keep_P.float().mean())
-
-
-def _step_back(
-    net: Net,
-    theta_P: Tensor,
-    raw_BCHW: Tensor,
-    labels_B: Tensor,
-    drawn: Draw,
-    lambda_P: Tensor,
-    *,
-    first: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return g_jᵀλ_{j+1} and its derivatives in the images and, but for the first step, in θ_j.
-
-    A function of its own so that one step's graph is gone before the next one is built.
-    """
-    theta_P = theta_P.detach().requires_grad_(True)
-    raw_BCHW = raw_BCHW.requires_grad_(True)
-    x_BCHW = augment(raw_BCHW, drawn)
-    grad_P = _student_gradient(net, theta_P, x_BCHW, labels_B, create_graph=True)
-    along = torch.dot(grad_P, lambda_P)
-    if first:  # nothing asks for λ_0
-        (grad_B,) = torch.autograd.grad(along, raw_BCHW)
-        return along.detach(), grad_B, None
-    grad_B, next_P = torch.autograd.grad(along, (raw_BCHW, theta_P))
-    return along.detach(), grad_B, next_P
 
 
 ENGINES: dict[str, Callable[..., Matched]] = {"reverse": reverse, "unroll": unroll}
