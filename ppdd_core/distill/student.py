@@ -20,6 +20,7 @@ from ppdd_core.data.augment import Draw, augment
 from ppdd_core.distill.matching import matching_gradient, matching_loss
 from ppdd_core.nets.derivatives import (
     Net,
+    Room,
     gradient_along,
     loss_gradient,
     loss_gradient_in_graph,
@@ -88,11 +89,12 @@ def reverse(
     images_ICHW, lr = images_ICHW.detach(), lr.detach()
     # One block for all θ_j: kept apart from short-lived tensors, or the heap is left full of holes.
     thetas_JP = start_P.new_empty(len(steps), len(start_P))
-    student_P = start_P.detach()
+    student_P, room = start_P.detach(), Room()
     for number, step in enumerate(steps):
         thetas_JP[number] = student_P
         x_BCHW = augment(images_ICHW[step.rows_B], step.drawn)
-        student_P = student_P - lr * loss_gradient(net, student_P, x_BCHW, labels_I[step.rows_B])
+        grad_P = loss_gradient(net, student_P, x_BCHW, labels_I[step.rows_B], room)
+        student_P = student_P - lr * grad_P
     keep_P = mask(start_P, student_P, target_P)
     loss = matching_loss(start_P, student_P, target_P, keep_P)
 
@@ -103,7 +105,7 @@ def reverse(
         raw_BCHW = images_ICHW[step.rows_B].requires_grad_(True)
         x_BCHW = augment(raw_BCHW, step.drawn)
         along, grad_x_BCHW, grad_P = gradient_along(
-            net, thetas_JP[number], lambda_P, x_BCHW, labels_I[step.rows_B]
+            net, thetas_JP[number], lambda_P, x_BCHW, labels_I[step.rows_B], room
         )
         (grad_B,) = torch.autograd.grad(x_BCHW, raw_BCHW, grad_x_BCHW)
         grad_lr -= along

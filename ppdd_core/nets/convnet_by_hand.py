@@ -17,6 +17,7 @@ height width, K classes, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,21 @@ EPS = 1e-5  # of nn.GroupNorm
 PIECE = (
     2**19
 )  # numbers of a feature tensor worked on at once: four such tensors fit the cache of a core
+
+
+class Room:
+    """Memory that steps of the same shapes use one after the other: new pages cost more than the arithmetic in them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return room of that shape under a name, with whatever was left there."""
+        needed = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < needed or kept.dtype != like.dtype:
+            kept = self._kept[name] = like.new_empty(needed)
+        return kept[:needed].view(*shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +85,16 @@ class _Kept:
     zdot_n: Tensor | None = None  # mean(ż n), [B, C, 1, 1]
 
 
-def loss_gradient(parameters: Mapping[str, Tensor], x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+def loss_gradient(
+    parameters: Mapping[str, Tensor], x_BCHW: Tensor, labels_B: Tensor, room: Room
+) -> Tensor:
     """Return ∇_θ of the mean cross entropy, [P]."""
     net = _Layers.of(parameters)
     kept: list[_Kept] = []
     a_BCHW = x_BCHW
     for number, block in enumerate(net.blocks):
         z_BCHW = _first(a_BCHW, block.weight) if number == 0 else _convolved(a_BCHW, block.weight)
-        one, out_BCHW = _begin(a_BCHW, z_BCHW)
+        one, out_BCHW = _begin(number, a_BCHW, z_BCHW, room)
         for rows in _pieces(z_BCHW):
             y = torch.addcmul(block.beta, one.n_BCHW[rows], block.gamma, out=one.y_BCHW[rows])
             _pool(y.clamp_min_(0), out_BCHW[rows])
@@ -89,7 +107,7 @@ def loss_gradient(parameters: Mapping[str, Tensor], x_BCHW: Tensor, labels_B: Te
     back_BCHW = (left_BK @ net.weight_KF).view_as(a_BCHW)
     for number in reversed(range(len(kept))):
         block, one = net.blocks[number], kept.pop()
-        zbar_BCHW = torch.empty_like(one.n_BCHW)
+        zbar_BCHW = room.take("bars", one.n_BCHW.shape, one.n_BCHW)
         sums = _Sums(one)
         for rows in _pieces(zbar_BCHW):
             n, r = one.n_BCHW[rows], one.r[rows]
@@ -113,6 +131,7 @@ def gradient_along(
     direction: Mapping[str, Tensor],
     x_BCHW: Tensor,
     labels_B: Tensor,
+    room: Room,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return s = λᵀ∇_θ ℓ, a scalar, ∂s/∂x [B, C, H, W] and ∂s/∂θ [P]; `direction` is λ by name."""
     net, dot = _Layers.of(parameters), _Layers.of(direction)
@@ -121,7 +140,7 @@ def gradient_along(
     a_DCHW = x_BCHW
     for number, (block, along) in enumerate(zip(net.blocks, dot.blocks, strict=True)):
         z_BCHW, zdot_BCHW = _both(number, a_DCHW, block.weight, along.weight, batch)
-        one, out_DCHW = _begin(a_DCHW, z_BCHW, twice=True)
+        one, out_DCHW = _begin(number, a_DCHW, z_BCHW, room, twice=True)
         one.zdot_BCHW = zdot_BCHW
         one.zdot_mean, one.zdot_n = torch.empty_like(one.r), torch.empty_like(one.r)
         for rows in _pieces(z_BCHW):
@@ -149,7 +168,7 @@ def gradient_along(
     ).view_as(a_DCHW)
     for number in reversed(range(len(kept))):
         block, along, one = net.blocks[number], dot.blocks[number], kept.pop()
-        bars_DCHW, sums = _norm_back(one, block, along, back_DCHW)
+        bars_DCHW, sums = _norm_back(one, block, along, back_DCHW, room)
         gradient += [sums.beta, sums.gamma, torch.zeros_like(sums.beta)]
         zbar_BCHW, zdotbar_BCHW = bars_DCHW[:batch], bars_DCHW[batch:]
         if number == 0:
@@ -179,11 +198,13 @@ class _Sums:
         self.beta += beta.sum(0).view(-1) * self.pixels
 
 
-def _norm_back(one: _Kept, block: _Block, along: _Block, back_DCHW: Tensor) -> tuple[Tensor, _Sums]:
+def _norm_back(
+    one: _Kept, block: _Block, along: _Block, back_DCHW: Tensor, room: Room
+) -> tuple[Tensor, _Sums]:
     """Return the cotangents of z and, behind them, of ż, and those of γ and β."""
     assert one.zdot_BCHW is not None and one.zdot_mean is not None and one.zdot_n is not None
     batch = len(one.n_BCHW)
-    bars_DCHW = one.n_BCHW.new_empty(2 * batch, *one.n_BCHW.shape[1:])
+    bars_DCHW = room.take("bars", (2 * batch, *one.n_BCHW.shape[1:]), one.n_BCHW)
     sums = _Sums(one)
     for rows in _pieces(one.n_BCHW):
         n, r, y, zdot = one.n_BCHW[rows], one.r[rows], one.y_BCHW[rows], one.zdot_BCHW[rows]
@@ -206,14 +227,17 @@ def _norm_back(one: _Kept, block: _Block, along: _Block, back_DCHW: Tensor) -> t
     return bars_DCHW, sums
 
 
-def _begin(a_DCHW: Tensor, z_BCHW: Tensor, *, twice: bool = False) -> tuple[_Kept, Tensor]:
+def _begin(
+    number: int, a_DCHW: Tensor, z_BCHW: Tensor, room: Room, *, twice: bool = False
+) -> tuple[_Kept, Tensor]:
     """Return what a block keeps, with n and r computed, and room for what it puts out."""
     batch, channels, height, width = z_BCHW.shape
     n_BCHW, _, r_BC = torch.native_group_norm(
         z_BCHW, None, None, batch, channels, height * width, channels, EPS
     )
-    y_BCHW = torch.empty_like(z_BCHW)
-    out_DCHW = z_BCHW.new_empty(batch * (1 + twice), channels, height // 2, width // 2)
+    y_BCHW = room.take(f"y {number}", z_BCHW.shape, z_BCHW)
+    shape = (batch * (1 + twice), channels, height // 2, width // 2)
+    out_DCHW = room.take(f"out {number}", shape, z_BCHW)
     return _Kept(a_DCHW, n_BCHW, r_BC.view(batch, channels, 1, 1), y_BCHW), out_DCHW
 
 

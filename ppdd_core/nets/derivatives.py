@@ -16,16 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppdd_core.nets import convnet_by_hand
+from ppdd_core.nets.convnet_by_hand import Room
 from ppdd_core.nets.functional import FlatNet
+
+__all__ = ["Net", "Room", "gradient_along", "loss_gradient", "loss_gradient_in_graph"]
 
 Net = Callable[[Tensor, Tensor], Tensor]
 
 
-def loss_gradient(net: Net, theta_P: Tensor, x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the gradient in θ of the mean cross entropy, [P]."""
+def loss_gradient(
+    net: Net, theta_P: Tensor, x_BCHW: Tensor, labels_B: Tensor, room: Room | None = None
+) -> Tensor:
+    """Return the gradient in θ of the mean cross entropy, [P]; `room` is memory to use again."""
     theta_P = theta_P.detach()
     if _is_by_hand(net, theta_P):
-        return convnet_by_hand.loss_gradient(net.split(theta_P), x_BCHW.detach(), labels_B)
+        return convnet_by_hand.loss_gradient(
+            net.split(theta_P), x_BCHW.detach(), labels_B, room or Room()
+        )
     return loss_gradient_in_graph(net, theta_P.requires_grad_(True), x_BCHW, labels_B, keep=False)
 
 
@@ -39,13 +46,18 @@ def loss_gradient_in_graph(
 
 
 def gradient_along(
-    net: Net, theta_P: Tensor, lambda_P: Tensor, x_BCHW: Tensor, labels_B: Tensor
+    net: Net,
+    theta_P: Tensor,
+    lambda_P: Tensor,
+    x_BCHW: Tensor,
+    labels_B: Tensor,
+    room: Room | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return s = λᵀ∇_θ ℓ, a scalar, and its gradients in the images [B, C, H, W] and in θ [P]."""
     theta_P, x_BCHW = theta_P.detach(), x_BCHW.detach()
     if _is_by_hand(net, theta_P):
         parts, direction = net.split(theta_P), net.split(lambda_P)
-        return convnet_by_hand.gradient_along(parts, direction, x_BCHW, labels_B)
+        return convnet_by_hand.gradient_along(parts, direction, x_BCHW, labels_B, room or Room())
     theta_P.requires_grad_(True)
     x_BCHW.requires_grad_(True)
     s = torch.dot(loss_gradient_in_graph(net, theta_P, x_BCHW, labels_B), lambda_P)
