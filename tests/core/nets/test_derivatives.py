@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppdd_core.config import NetConfig
 from ppdd_core.nets import convnet_by_hand
-from ppdd_core.nets.derivatives import gradient_along, loss_gradient
+from ppdd_core.nets.derivatives import Net, gradient_along, loss_gradient
 from ppdd_core.nets.functional import FlatNet
 
 SHAPES = [(1, 16, 2), (1, 22, 3), (3, 13, 2), (1, 8, 1)]  # channels, image size, depth
@@ -27,10 +27,11 @@ def drawn(net: FlatNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return theta_P, normal(net.parameters), x_BCHW, torch.tensor([0, 1, 2, 3, 1])
 
 
-def by_autograd(net: FlatNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    theta_P, lambda_P, x_BCHW, labels_B = drawn(net)
-    theta_P.requires_grad_(True)
-    x_BCHW.requires_grad_(True)
+def by_autograd(
+    net: Net, given: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    theta_P, lambda_P, x_BCHW, labels_B = given
+    theta_P, x_BCHW = theta_P.clone().requires_grad_(True), x_BCHW.clone().requires_grad_(True)
     loss = F.cross_entropy(net(theta_P, x_BCHW), labels_B)
     (grad_P,) = torch.autograd.grad(loss, theta_P, create_graph=True)
     s = grad_P @ lambda_P
@@ -50,19 +51,24 @@ def test_by_hand_is_what_autograd_gives(
     monkeypatch.setattr(convnet_by_hand, "PIECE", piece)
     net = FlatNet(NetConfig(width=6, depth=depth), classes=4, image_size=size, channels=channels)
     theta_P, lambda_P, x_BCHW, labels_B = drawn(net)
-    grad_P, s, s_x, s_theta = by_autograd(net)
+    grad_P, s, s_x, s_theta = by_autograd(net, drawn(net))
     assert relative(loss_gradient(net, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
     found = gradient_along(net, theta_P, lambda_P, x_BCHW, labels_B)
     for mine, exact in zip(found, (s, s_x, s_theta), strict=True):
         assert relative(mine, exact) < 1e-12
 
 
-def test_other_networks_have_autograds() -> None:
-    net = FlatNet(NetConfig(architecture="resnet18"), classes=4, image_size=32)
-    theta_P, lambda_P, x_BCHW, labels_B = drawn(net)
-    grad_P, s, s_x, s_theta = by_autograd(net)
-    assert relative(loss_gradient(net, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
-    found = gradient_along(net, theta_P, lambda_P, x_BCHW, labels_B)
+def test_what_is_no_convnet_has_autograds() -> None:
+    net = FlatNet(NetConfig(width=4, depth=2), classes=4, image_size=8)
+    given = drawn(net)
+
+    def other(theta_P: Tensor, x_BCHW: Tensor) -> Tensor:
+        return net(theta_P, x_BCHW).tanh()  # by hand there is no such thing
+
+    theta_P, lambda_P, x_BCHW, labels_B = given
+    grad_P, s, s_x, s_theta = by_autograd(other, given)
+    assert relative(loss_gradient(other, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
+    found = gradient_along(other, theta_P, lambda_P, x_BCHW, labels_B)
     for mine, exact in zip(found, (s, s_x, s_theta), strict=True):
         assert relative(mine, exact) < 1e-12
 
