@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from tests.browser.conftest import CHROMIUM
-from tests.browser.seeing import take
+from tests.browser.seeing import chromium_path, opened, take
 from tests.browser.story import Scale, Story
 
 FOLDER = Path(__file__).parent / "guides" / "pictures"
@@ -32,16 +31,13 @@ COLOURS = 128
 
 def main() -> None:
     """Play the story and keep what the guides show."""
-    browser_path = os.environ.get("PPDD_CHROMIUM") or next(
-        filter(None, map(shutil.which, CHROMIUM)), None
-    )
-    if browser_path is None:
+    path = chromium_path()
+    if path is None:
         sys.exit("no chromium: apt-get install chromium, or name it in PPDD_CHROMIUM")
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, opened(path) as browser:
         os.environ["PPDD_HOME"] = str(Path(folder) / "home")
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         faults = Story(browser, Path(folder), SCALE, keep).play()
     missing = [name for name in SHOWN if not (FOLDER / f"{name}.png").exists()]
     if faults or missing:

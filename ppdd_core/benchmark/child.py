@@ -14,7 +14,7 @@ from ppdd_core.errors import PpddError
 
 
 def main() -> None:
-    """Measure what the first argument says; a refusal of ours is one line and exit code 2."""
+    """Measure what the first argument says; a refusal of ours is one line on stderr."""
     case = Case.from_json(sys.argv[1])
     if threads := int(sys.argv[2]):
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The public MTT code (Cazenavette et al. 2022) from a folder of the user's, doing the same work in this process.
+"""The public MTT code, from a folder of the user's, doing the same work in this process (Cazenavette 2022).
 
 Nothing of it is ours to ship: its network, its flat-parameter module and its augmentation are imported from there, and
 its loop, the body of a program, is driven as that program does. It runs as it is, but for two things. Its first

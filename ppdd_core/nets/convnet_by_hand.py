@@ -242,9 +242,9 @@ def _begin(
 
 
 def _pieces(feature_BCHW: Tensor) -> Iterator[slice]:
-    """Yield slices of the mini-batch that fit the cache together with what is made of them; on a GPU all at once."""
+    """Yield slices of the mini-batch that fit the cache together with what is made of them."""
     batch = len(feature_BCHW)
-    size = batch if feature_BCHW.is_cuda else max(1, PIECE // feature_BCHW[0].numel())
+    size = max(1, PIECE // feature_BCHW[0].numel())
     return (slice(start, start + size) for start in range(0, batch, size))
 
 

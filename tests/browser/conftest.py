@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.browser.seeing import Site, furnished_site
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser.seeing import Site, chromium_path, furnished_site, opened
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +17,13 @@ def chromium() -> Iterator[Browser]:
 
     It is gone with the module's last test: while it runs, nothing else in its thread can use asyncio.
     """
-    path = os.environ.get("PPDD_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    path = chromium_path()
     if path is None:
         if os.environ.get("CI"):
             pytest.fail("no chromium: apt-get install chromium, or name it in PPDD_CHROMIUM")
         pytest.skip("no chromium on this machine (apt-get install chromium, or PPDD_CHROMIUM)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+    with opened(path) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from services.app import create_app
 from services.kit.db import Base
@@ -20,6 +22,25 @@ from tests.services.live import serving
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # What a browser says of an answer that a page is meant to give: a form that was refused.
 EXPECTED = re.compile(r"the server responded with a status of 4\d\d")
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium_path() -> str | None:
+    """Return where this machine's chromium is; PPDD_CHROMIUM names another."""
+    return os.environ.get("PPDD_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Browser]:
+    """Yield a browser without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
 
 
 @dataclass

@@ -43,6 +43,15 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def require_autograds(net: Net, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    theta_P, lambda_P, x_BCHW, labels_B = given
+    grad_P, *along = by_autograd(net, given)
+    assert relative(loss_gradient(net, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
+    found = gradient_along(net, theta_P, lambda_P, x_BCHW, labels_B)
+    for mine, exact in zip(found, along, strict=True):
+        assert relative(mine, exact) < 1e-12
+
+
 @pytest.mark.parametrize(("channels", "size", "depth"), SHAPES)
 @pytest.mark.parametrize("piece", [1, 2000, 2**19])
 def test_by_hand_is_what_autograd_gives(
@@ -50,12 +59,7 @@ def test_by_hand_is_what_autograd_gives(
 ) -> None:
     monkeypatch.setattr(convnet_by_hand, "PIECE", piece)
     net = FlatNet(NetConfig(width=6, depth=depth), classes=4, image_size=size, channels=channels)
-    theta_P, lambda_P, x_BCHW, labels_B = drawn(net)
-    grad_P, s, s_x, s_theta = by_autograd(net, drawn(net))
-    assert relative(loss_gradient(net, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
-    found = gradient_along(net, theta_P, lambda_P, x_BCHW, labels_B)
-    for mine, exact in zip(found, (s, s_x, s_theta), strict=True):
-        assert relative(mine, exact) < 1e-12
+    require_autograds(net, drawn(net))
 
 
 def test_what_is_no_convnet_has_autograds() -> None:
@@ -65,12 +69,7 @@ def test_what_is_no_convnet_has_autograds() -> None:
     def other(theta_P: Tensor, x_BCHW: Tensor) -> Tensor:
         return net(theta_P, x_BCHW).tanh()  # by hand there is no such thing
 
-    theta_P, lambda_P, x_BCHW, labels_B = given
-    grad_P, s, s_x, s_theta = by_autograd(other, given)
-    assert relative(loss_gradient(other, theta_P, x_BCHW, labels_B), grad_P) < 1e-12
-    found = gradient_along(other, theta_P, lambda_P, x_BCHW, labels_B)
-    for mine, exact in zip(found, (s, s_x, s_theta), strict=True):
-        assert relative(mine, exact) < 1e-12
+    require_autograds(other, given)
 
 
 def test_what_is_given_is_not_changed() -> None:
