@@ -36,7 +36,7 @@ fix: $(STAMP) ## format, mend what can be mended, write the generated pages anew
 	$(BIN)/python docs/generate.py
 
 bench: $(STAMP) ## time and peak memory of one distillation step, by engine and number of student steps
-	$(BIN)/python benchmarks/step_memory.py --engine unroll --engine reverse --steps 5 --steps 20 $(ARGS)
+	$(BIN)/ppdd bench step --engine reverse --engine unroll --steps 5 --steps 20 $(ARGS)
 
 evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; writes docs/results (goes on where it stopped)
 	@test -n "$(DATA)" || { echo "Which X-rays? For example: make evidence DATA=xrays.zip ARGS='--where hospital=a'" >&2; exit 2; }

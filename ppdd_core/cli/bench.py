@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Group, RenderableType
@@ -17,6 +17,7 @@ from rich.text import Text
 from ppdd_core.benchmark.case import Case, check_reference
 from ppdd_core.benchmark.compare import Contestant, Standing, compare, ratios, same_gradient
 from ppdd_core.cli.console import JsonOption, emit, err, progress_bar
+from ppdd_core.config import Engine
 from ppdd_core.errors import BadConfigError
 
 app = typer.Typer(
@@ -52,22 +53,29 @@ def step(
             "--steps", help="J: student steps; may be repeated, ours is then measured at each."
         ),
     ] = None,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="reverse (default) or unroll; may be repeated."),
+    ] = None,
     repeats: Repeats = 3,
     rounds: Rounds = 2,
     device: Device = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Time one distillation step and its peak memory: J student steps and the gradients through them."""
-    steps = student_steps or [10]
     case = Case(
-        what="step", side="ppdd", image_size=size, width=width, depth=depth, batch=batch, student_steps=steps[0],
+        what="step", side="ppdd", image_size=size, width=width, depth=depth, batch=batch,
         repeats=repeats, device=_checked(device), reference=_folder(reference),
     )  # fmt: skip
+    ours = [
+        replace(case, engine=_engine(name), student_steps=count)
+        for name in engines or ["reverse"]
+        for count in student_steps or [case.student_steps]
+    ]
+    case = ours[0]
     contestants = [
-        Contestant(
-            "ours" if number == 0 else f"ours, J = {count}", replace(case, student_steps=count)
-        )
-        for number, count in enumerate(steps)
+        Contestant("ours" if one is case else f"ours, {one.engine}, J = {one.student_steps}", one)
+        for one in ours
     ]
     if reference is not None:
         contestants.append(Contestant("MTT", replace(case, side="reference")))
@@ -103,7 +111,7 @@ def teachers(
         other = replace(case, side="reference")
         contestants.append(Contestant("MTT", other))
         if cores > 1:
-            contestants.append(Contestant("MTT, a process per core", other, cores, one_each))
+            contestants.append(Contestant("MTT, one a core", other, cores, one_each))
     title = f"teachers: ConvNet D{depth} W{width}, {size} px, mini-batches of {batch}, {images} images an epoch"
     _run(title, "teachers", contestants, rounds, "MTT" if reference else "ours", as_json=as_json)
 
@@ -117,6 +125,12 @@ def student_steps_of(case: Case) -> str:
         f"ConvNet D{case.depth} W{case.width}, {case.image_size} px, J = {case.student_steps}, "
         f"{case.batch} images, float32"
     )
+
+
+def _engine(name: str) -> str:
+    if name not in get_args(Engine):
+        raise BadConfigError(f"--engine must be one of {', '.join(get_args(Engine))}, got {name!r}")
+    return name
 
 
 def _folder(reference: Path | None) -> str:
@@ -170,17 +184,18 @@ def _run(
 def _table(
     title: str, what: str, standings: Sequence[Standing], shares: Any, agreement: dict[str, float]
 ) -> RenderableType:
+    rate, share, word = "GFLOP/s", "time", "time"
+    if what == "teachers":
+        rate, share, word = "images/s", "throughput", "speed"
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    rate = "images/s" if what == "teachers" else "GFLOP/s"
-    for name in ("seconds", rate, "peak MiB", "time ×", "memory ×", "throughput ×"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in ("seconds", rate, "peak MiB", f"{word} ×", "mem ×"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in standings:
-        share = shares[one.name]
         table.add_row(
             one.name, f"{one.seconds:.3f} ± {one.spread:.3f}", f"{one.work_per_second:.1f}",
-            f"{one.peak_bytes / 2**20:,.0f}", f"{share['time']:.2f}", f"{share['peak_memory']:.2f}",
-            f"{share['throughput']:.2f}",
+            f"{one.peak_bytes / 2**20:,.0f}", f"{shares[one.name][share]:.2f}",
+            f"{shares[one.name]['peak_memory']:.2f}",
         )  # fmt: skip
     notes = [f"median ± half the distance between the quartiles; on {standings[0].device}"]
     if agreement:

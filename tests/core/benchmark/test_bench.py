@@ -141,3 +141,8 @@ def test_a_side_that_fails_says_what_it_said(stand_in: Path) -> None:
 def test_an_unknown_side_is_refused() -> None:
     with pytest.raises(BadConfigError, match="side must be one of ppdd, reference"):
         Case("step", "nobody")
+
+
+def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code("step", "--engine", "tesla") == 2
+    assert "--engine must be one of" in capsys.readouterr().err
