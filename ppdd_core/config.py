@@ -21,6 +21,7 @@ Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18"]
 Balance = Literal["none", "sampler", "loss"]
 Init = Literal["noise", "real", "mean"]
 Engine = Literal["reverse", "unroll"]
+Labels = Literal["hard", "soft"]
 Similarity = Literal[
     "signed_ratio", "ratio", "relative_difference", "displacement", "difference", "difference_rank"
 ]
@@ -116,6 +117,9 @@ class DistillConfig:
     lr_images: float = 1000.0  # step size for the pixels
     lr_lr: float = 1e-5  # step size for alpha
     momentum: float = 0.5  # of both
+    labels: Labels = "hard"  # soft: probabilities, learned with the images (as in DATM)
+    label_sure: float = 0.9  # soft: probability of an image's own class before the first step
+    lr_labels: float = 1.0  # soft: step size for the logits of the labels
     init: Init = "noise"
     mean_of: int = 16  # images averaged for init = mean
     augment: str = "color_crop_cutout_scale_rotate"
@@ -144,10 +148,13 @@ class DistillConfig:
         _require(0 < self.lr_images < math.inf, "distill.lr_images", self.lr_images, "above 0")
         _require(0 <= self.lr_lr < math.inf, "distill.lr_lr", self.lr_lr, "0 or more")
         _require(0 <= self.momentum < 1, "distill.momentum", self.momentum, "in [0, 1)")
+        _require(0 < self.label_sure < 1, "distill.label_sure", self.label_sure, "in (0, 1)")
+        _require(0 <= self.lr_labels < math.inf, "distill.lr_labels", self.lr_labels, "0 or more")
         _require(0 < self.max_loss < math.inf, "distill.max_loss", self.max_loss, "above 0")
         _choice("distill.similarity", self.similarity, Similarity)
         _choice("distill.init", self.init, Init)
         _choice("distill.engine", self.engine, Engine)
+        _choice("distill.labels", self.labels, Labels)
         check_augment(self.augment)
 
 

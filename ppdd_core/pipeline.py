@@ -425,14 +425,16 @@ def distil_set(
     if checkpoint.exists():
         state = load_state(checkpoint, run_digest=digest, device=device)
     else:
-        state = first_state(start(images, recipe)[0].to(device), recipe.distill)
+        state = first_state(
+            start(images, recipe)[0].to(device), run.labels_I, run.net.classes, recipe.distill
+        )
     folder.mkdir(parents=True, exist_ok=True)
     lines = _lines_until(history, state.step)
 
     def so_far(at: State) -> DistilledSet:
         return DistilledSet(
             images=at.images_ICHW.cpu(),
-            labels=run.labels_I.cpu(),
+            labels=run.labels_I.cpu() if at.logits_IK is None else at.logits_IK.softmax(1).cpu(),
             learning_rate=at.lr,
             classes=train.classes,
             normalisation=images.normalisation,
