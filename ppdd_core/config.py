@@ -26,6 +26,7 @@ Similarity = Literal[
     "signed_ratio", "ratio", "relative_difference", "displacement", "difference", "difference_rank"
 ]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
+Snapshot = Literal["last", "mean"]
 
 BASELINES = ("random_real", "k_centre", "full_data")
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -83,6 +84,7 @@ class TeacherConfig:
     epoch_images: int = (
         0  # images drawn per epoch; 0 = one pass over all (balanced: every class as often)
     )
+    snapshot: Snapshot = "last"  # of an epoch: its last parameters, or their mean over its steps
     dtype: StoreDtype = "float32"  # of stored snapshots
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class TeacherConfig:
         _require(self.batch_size >= 1, "teacher.batch_size", self.batch_size, "at least 1")
         _require(self.epoch_images >= 0, "teacher.epoch_images", self.epoch_images, "0 or more")
         _choice("teacher.balance", self.balance, Balance)
+        _choice("teacher.snapshot", self.snapshot, Snapshot)
         _choice("teacher.dtype", self.dtype, StoreDtype)
         check_augment(self.augment)
 

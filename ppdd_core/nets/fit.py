@@ -33,12 +33,14 @@ def train_epoch(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     class_weights_K: Tensor | None = None,
+    mean_P: Tensor | None = None,
 ) -> float:
     """Take one SGD step per batch, changing `theta_P` and `velocity_P` in place; return the mean loss.
 
+    `mean_P`, where given, becomes the mean of the parameters after each step.
     Same arithmetic as `torch.optim.SGD` (tested). A loss that is not finite raises TrainingError.
     """
-    total, seen, room = torch.zeros((), device=theta_P.device), 0, Room()
+    total, steps, seen, room = torch.zeros((), device=theta_P.device), 0, 0, Room()
     for x_BCHW, labels_B in batches:
         targets_BK = mean_targets(labels_B, net.classes, class_weights_K)
         first = loss_gradient(net, theta_P, x_BCHW, targets_BK, room)
@@ -49,6 +51,9 @@ def train_epoch(
             velocity_P.mul_(momentum).add_(grad_P)
             grad_P = velocity_P
         theta_P.sub_(grad_P, alpha=lr)
+        steps += 1
+        if mean_P is not None:
+            mean_P.lerp_(theta_P, 1 / steps)
         total += first.loss * len(x_BCHW)
         seen += len(x_BCHW)
     mean = float(total) / max(seen, 1)

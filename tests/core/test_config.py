@@ -62,6 +62,7 @@ BAD = [
     (DistillConfig, "augment", "spin"),
     (DistillConfig, "engine", "tesla"),
     (DistillConfig, "labels", "fuzzy"),
+    (TeacherConfig, "snapshot", "best"),
     (DistillConfig, "label_sure", 1.0),
     (DistillConfig, "lr_labels", -1.0),
     (DistillConfig, "max_loss", 0.0),
