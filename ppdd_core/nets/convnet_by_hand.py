@@ -23,15 +23,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5  # of nn.GroupNorm
-PIECE = (
-    2**19
-)  # numbers of a feature tensor worked on at once: four such tensors fit the cache of a core
+PIECE = 2**17  # numbers of a feature tensor worked on at once: they stay in the cache of a core
+CHUNK = (
+    2**21
+)  # numbers of a feature tensor that a mini-batch is cut for: the memory allocator keeps such tensors
 
 
 class Room:
@@ -76,6 +78,13 @@ class _Layers:
         ]
         return cls(blocks, parts[-2], parts[-1])
 
+    def chunks(self, x_BCHW: Tensor) -> list[slice]:
+        """Return slices of the mini-batch of nearly equal size, as large as CHUNK allows."""
+        batch, largest = len(x_BCHW), len(self.blocks[0].weight) * x_BCHW[0, 0].numel()
+        count = -(-batch // max(1, CHUNK // largest))
+        bounds = [batch * number // count for number in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(bounds)]
+
 
 @dataclass(slots=True)
 class Block:
@@ -88,7 +97,7 @@ class Block:
     back_BCHW: Tensor | None = None  # the cotangent of `out_BCHW`
 
 
-Kept = list[Block]
+Kept = list[list[Block]]  # of every chunk of the mini-batch, of every block
 
 
 def kept_bytes(width: int, depth: int, x_BCHW: Tensor) -> int:
@@ -107,8 +116,55 @@ def loss_gradient(
     keep: bool = False,
 ) -> tuple[Tensor, Tensor, Kept]:
     """Return ℓ, ∇_θ ℓ [P] and, where `keep` is set, what `gradient_along` can use."""
-    net = _Layers.of(parameters)
-    kept: Kept = []
+    net, kept = _Layers.of(parameters), []
+    loss, grad_P = _zeros(parameters)
+    for rows in net.chunks(x_BCHW):
+        loss_part, grad_part_P, blocks = _loss_gradient(
+            net, x_BCHW[rows], targets_BK[rows], room, keep
+        )
+        loss += loss_part
+        grad_P += grad_part_P
+        kept.append(blocks)
+    return loss, grad_P, kept
+
+
+def gradient_along(
+    parameters: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+    x_BCHW: Tensor,
+    targets_BK: Tensor,
+    room: Room,
+    kept: Kept,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return s = λᵀ∇_θ ℓ, a scalar, ∂s/∂x [B, C, H, W], ∂s/∂θ [P] and ∂s/∂t [B, K]; `direction` is λ by name.
+
+    `kept` is what `loss_gradient` kept at the same θ, x and t; empty: everything is computed.
+    """
+    net, dot = _Layers.of(parameters), _Layers.of(direction)
+    s, grad_P = _zeros(parameters)
+    of_x, of_targets = [], []
+    for number, rows in enumerate(net.chunks(x_BCHW)):
+        blocks = kept[number] if kept else []
+        s_part, x_part, grad_part_P, targets_part = _gradient_along(
+            net, dot, x_BCHW[rows], targets_BK[rows], room, blocks
+        )
+        s += s_part
+        grad_P += grad_part_P
+        of_x.append(x_part)
+        of_targets.append(targets_part)
+    return s, torch.cat(of_x), grad_P, torch.cat(of_targets)
+
+
+def _zeros(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return where a scalar and a gradient in θ are summed."""
+    one = next(iter(parameters.values()))
+    return one.new_zeros(()), one.new_zeros(sum(part.numel() for part in parameters.values()))
+
+
+def _loss_gradient(
+    net: _Layers, x_BCHW: Tensor, targets_BK: Tensor, room: Room, keep: bool
+) -> tuple[Tensor, Tensor, list[Block]]:
+    kept: list[Block] = []
     a_BCHW = x_BCHW
     for number, block in enumerate(net.blocks):
         z_BCHW = _first(a_BCHW, block.weight) if number == 0 else _convolved(a_BCHW, block.weight)
@@ -134,7 +190,7 @@ def loss_gradient(
             h_mean, h_n = _mean(h), _mean(h, n)
             sums.add(h_n, h_mean)
             scale = r * block.gamma
-            z_piece = torch.addcmul(-scale * h_mean, h, scale, out=zbar_BCHW[rows])
+            z_piece = torch.mul(h.sub_(h_mean), scale, out=zbar_BCHW[rows])
             z_piece.addcmul_(n, -scale * h_n)
         gradient += [sums.beta, sums.gamma, torch.zeros_like(sums.beta)]
         if number == 0:
@@ -146,24 +202,14 @@ def loss_gradient(
     return loss, torch.cat([part.reshape(-1) for part in reversed(gradient)]), kept
 
 
-def gradient_along(
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    x_BCHW: Tensor,
-    targets_BK: Tensor,
-    room: Room,
-    kept: Kept,
+def _gradient_along(
+    net: _Layers, dot: _Layers, x_BCHW: Tensor, targets_BK: Tensor, room: Room, held: list[Block]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return s = λᵀ∇_θ ℓ, a scalar, ∂s/∂x [B, C, H, W], ∂s/∂θ [P] and ∂s/∂t [B, K]; `direction` is λ by name.
-
-    `kept` is what `loss_gradient` kept at the same θ, x and t; empty: everything is computed.
-    """
-    net, dot = _Layers.of(parameters), _Layers.of(direction)
-    batch, held = len(x_BCHW), list(kept)
+    batch = len(x_BCHW)
     ways: list[_Way] = []
     a_DCHW = x_BCHW  # the image does not move: no tangent behind it
     for number, (block, along) in enumerate(zip(net.blocks, dot.blocks, strict=True)):
-        if kept:
+        if held:
             known = held[number]
             zdot_BCHW = _tangent(number, a_DCHW, block.weight, along.weight, batch)
         else:
@@ -172,7 +218,7 @@ def gradient_along(
             del z_BCHW
         channels, height, width = _halved(known.n_BCHW)[1:]
         out_DCHW = room.take(f"out {number}", (2 * batch, channels, height, width), known.n_BCHW)
-        if kept:
+        if held:
             out_DCHW[:batch] = known.out_BCHW
         way = _Way(known, a_DCHW, zdot_BCHW, torch.empty_like(known.r), torch.empty_like(known.r))
         for rows in _pieces(known.n_BCHW):
@@ -180,10 +226,10 @@ def gradient_along(
             mean, with_n = _mean(zdot), _mean(zdot, n)
             way.zdot_mean[rows], way.zdot_n[rows] = mean, with_n
             y = _activated(block, n)
-            if not kept:
+            if not held:
                 _pool(y, out_DCHW[:batch][rows])
             scale = r * block.gamma
-            ydot = torch.addcmul(along.beta - scale * mean, zdot, scale)
+            ydot = (zdot * scale).add_(along.beta - scale * mean)
             ydot.addcmul_(n, along.gamma - scale * with_n)
             _pool(_through(ydot, y), out_DCHW[batch:][rows])
         ways.append(way)
@@ -208,7 +254,7 @@ def gradient_along(
             gradient.append(_first_weight(way.input_DCHW, zbar_BCHW, block.weight))
             xbar_BCHW = _first_input(zbar_BCHW, block.weight)
             xbar_BCHW += _first_input(zdotbar_BCHW, along.weight)
-        elif kept:
+        elif held:
             gradient.append(_back_weight(bars_DCHW, way.input_DCHW, block.weight))
             back_BCHW = _back_input(zbar_BCHW, way.known.input_BCHW, block.weight)
             back_BCHW += _back_input(zdotbar_BCHW, way.known.input_BCHW, along.weight)
@@ -274,11 +320,11 @@ def _norm_back(
         sums.add(h_n + k_ndot, h_mean)
         scale = r * block.gamma
         slope = r * (along.gamma - scale * with_n)
-        zdotbar = torch.addcmul(-scale * k_mean, k, scale, out=bars_DCHW[batch:][rows])
+        zdotbar = torch.mul(k - k_mean, scale, out=bars_DCHW[batch:][rows])
         zdotbar.addcmul_(n, -scale * k_n)
         turn = scale * r * k_n  # of ż, within mean(k n) ṅ
         constant = turn * mean - scale * h_mean - slope * k_mean
-        zbar = torch.addcmul(constant, h, scale, out=bars_DCHW[:batch][rows])
+        zbar = torch.mul(h, scale, out=bars_DCHW[:batch][rows]).add_(constant)
         zbar.addcmul_(k, slope).addcmul_(zdot, -turn)
         zbar.addcmul_(n, turn * with_n - scale * (h_n + k_ndot) - slope * k_n)
     return bars_DCHW, sums
@@ -295,7 +341,7 @@ def _normed(z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def _activated(block: _Layer, n_BCHW: Tensor) -> Tensor:
     """Return y after the ReLU; made again rather than kept, of a piece that is in the cache."""
-    return torch.addcmul(block.beta, n_BCHW, block.gamma).clamp_min_(0)
+    return (n_BCHW * block.gamma).add_(block.beta).clamp_min_(0)
 
 
 def _halved(z_BCHW: Tensor) -> tuple[int, int, int, int]:
@@ -326,14 +372,14 @@ def _pool(y_BCHW: Tensor, out_BCHW: Tensor) -> None:
 
 def _spread(back_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """Return the way back through pooling and ReLU."""
-    height, width = back_BCHW.shape[2:]
-    quarter = (back_BCHW * 0.25)[:, :, :, None, :, None]
-    spread = quarter.expand(-1, -1, -1, 2, -1, 2).reshape(
-        *back_BCHW.shape[:2], 2 * height, 2 * width
-    )
-    left_out = (y_BCHW.shape[3] - 2 * width, y_BCHW.shape[2] - 2 * height)
-    if any(left_out):
-        spread = F.pad(spread, (0, left_out[0], 0, left_out[1]))
+    height, width = back_BCHW.shape[2] * 2, back_BCHW.shape[3] * 2
+    quarter = back_BCHW * 0.25
+    spread = torch.empty_like(y_BCHW)
+    for row in (0, 1):
+        for column in (0, 1):
+            spread[:, :, row:height:2, column:width:2] = quarter
+    spread[:, :, height:] = 0  # an odd last row or column was left out
+    spread[:, :, :, width:] = 0
     return _through(spread, y_BCHW)
 
 

@@ -40,8 +40,8 @@ def train_epoch(
     `mean_P`, where given, becomes the mean of the parameters after each step.
     Same arithmetic as `torch.optim.SGD` (tested). A loss that is not finite raises TrainingError.
     """
-    total, steps, seen, room = torch.zeros((), device=theta_P.device), 0, 0, Room()
-    for x_BCHW, labels_B in batches:
+    total, seen, room = torch.zeros((), device=theta_P.device), 0, Room()
+    for step, (x_BCHW, labels_B) in enumerate(batches, start=1):
         targets_BK = mean_targets(labels_B, net.classes, class_weights_K)
         first = loss_gradient(net, theta_P, x_BCHW, targets_BK, room)
         grad_P = first.grad_P
@@ -51,9 +51,8 @@ def train_epoch(
             velocity_P.mul_(momentum).add_(grad_P)
             grad_P = velocity_P
         theta_P.sub_(grad_P, alpha=lr)
-        steps += 1
         if mean_P is not None:
-            mean_P.lerp_(theta_P, 1 / steps)
+            mean_P.lerp_(theta_P, 1 / step)
         total += first.loss * len(x_BCHW)
         seen += len(x_BCHW)
     mean = float(total) / max(seen, 1)

@@ -62,11 +62,13 @@ def require_autograds(net: Net, given: Given, *, keep: bool = False) -> None:
 
 @pytest.mark.parametrize(("channels", "size", "depth"), SHAPES)
 @pytest.mark.parametrize("piece", [1, 2000, 2**19])
+@pytest.mark.parametrize("chunk", [1, 4000, 2**21])
 @pytest.mark.parametrize("keep", [False, True])
 def test_by_hand_is_what_autograd_gives(
-    channels: int, size: int, depth: int, piece: int, keep: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    channels: int, size: int, depth: int, piece: int, chunk: int, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     monkeypatch.setattr(convnet_by_hand, "PIECE", piece)
+    monkeypatch.setattr(convnet_by_hand, "CHUNK", chunk)
     net = FlatNet(NetConfig(width=6, depth=depth), classes=4, image_size=size, channels=channels)
     require_autograds(net, drawn(net), keep=keep)
 
