@@ -34,7 +34,8 @@ def starting_images(
 ) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
     """Return the first synthetic images, float32 [I, C, H, W], and for each the rows of real images it is made of.
 
-    A class with fewer real images than it takes raises BadConfigError.
+    No real image starts two synthetic ones; it enters a second mean only when all of its class have entered one.
+    A class with fewer real images than that takes raises BadConfigError.
     """
     shape = (len(labels_I), *pixels_RCHW.shape[1:])
     if init == "noise":
@@ -45,14 +46,18 @@ def starting_images(
     for label in labels_I.unique():
         places = (labels_I == label).nonzero().flatten()
         rows = (labels_R == label).nonzero().flatten()
-        if len(rows) < per_image * len(places):
+        of_a_round = len(rows) // per_image  # images that one pass over the real ones is enough for
+        needed = len(places) if init == "real" else 1
+        if of_a_round < needed:
             raise BadConfigError(
-                f"init = {init} needs {per_image * len(places)} images of {names[int(label)]} to train on, "
-                f"there are {len(rows)}; "
-                "use fewer images per class, or init = noise"
+                f"init = {init} needs {per_image * needed} images of {names[int(label)]} to train on, "
+                f"there are {len(rows)}; use {'a smaller mean_of' if init == 'mean' else 'fewer images per class'}, "
+                "or init = noise"
             )
-        chosen = rows[torch.randperm(len(rows), generator=generator)[: per_image * len(places)]]
-        for place, group in zip(places, chosen.view(len(places), per_image), strict=True):
-            images_ICHW[place] = normalise(pixels_RCHW[group], normalisation).mean(0)
-            sources[place] = tuple(group.tolist())
+        for begin in range(0, len(places), of_a_round):
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            groups = order[: of_a_round * per_image].view(of_a_round, per_image)
+            for place, group in zip(places[begin : begin + of_a_round], groups, strict=False):
+                images_ICHW[place] = normalise(pixels_RCHW[group], normalisation).mean(0)
+                sources[place] = tuple(group.tolist())
     return images_ICHW, tuple(sources)
