@@ -222,11 +222,16 @@ def _meter(request: Request) -> RefusalMeter:
     return meter
 
 
-async def _caller(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
+    """Return whom the guard let pass; UnauthorizedError for nobody."""
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
         raise UnauthorizedError
     return principal
+
+
+async def _caller(request: Request) -> Principal:
+    return principal_of(request)
 
 
 PrincipalDep = Annotated[Principal, Depends(_caller)]

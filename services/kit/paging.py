@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from services.kit.keyset import DEFAULT_LIMIT as DEFAULT_LIMIT
 from services.kit.keyset import MAX_LIMIT
@@ -24,6 +26,13 @@ class Page(BaseModel, Generic[T]):
 
     items: list[T]
     next: str | None = None
+
+
+def answer(request: Request, items: Sequence[Mapping[str, Any]], cursor: str | None) -> Response:
+    """Return a page as JSON, of items that have the fields of the list's model: they are not validated again."""
+    response = Response(to_json({"items": items, "next": cursor}), media_type="application/json")
+    link_next(request, response, cursor)
+    return response
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
