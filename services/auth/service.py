@@ -72,7 +72,7 @@ class WrongCodeError(UnprocessableError):
     slug, title = "wrong-code", "The one-time password does not fit"
 
 
-# Columns, not objects, and made once: every request of a program asks this.
+# Columns, not objects, made once, and asked of the connection: every request of a program asks this.
 _BY_TOKEN = (
     select(
         ApiToken.id, ApiToken.user_id, ApiToken.scopes, ApiToken.expires_at, ApiToken.revoked_at,
@@ -99,7 +99,8 @@ def by_token(session: Session, text: str, at: datetime) -> Principal:
     """Return who holds a token; UnauthorizedError for one that is unknown, expired, revoked or of a disabled user."""
     token = None
     if _TOKEN.fullmatch(text):
-        token = session.execute(_BY_TOKEN, {"sha256": digest(text)}).one_or_none()
+        found = session.connection().execute(_BY_TOKEN, {"sha256": digest(text)})
+        token = found.one_or_none()
     if token is None or token.revoked_at or token.expires_at <= at or token.disabled_at:
         raise UnauthorizedError("the token is unknown, expired or revoked; make a new one")
     return Principal(

@@ -62,9 +62,7 @@ def summaries(search: Search, peers_site: str | None) -> Pages:
     newest = aliased(PackageVersion)
     last = (
         select(PackageVersion.id)
-        .where(
-            PackageVersion.package_id == Package.id, visible(peers_site), *_conditions(search)
-        )
+        .where(PackageVersion.package_id == Package.id, visible(peers_site), *_conditions(search))
         .order_by(PackageVersion.id.desc())
         .limit(1)
         .correlate(Package)

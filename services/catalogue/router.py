@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
@@ -27,14 +27,7 @@ from services.catalogue.schemas import (
     summaries,
 )
 from services.kit.errors import BadRequestError, NotFoundError, TooLargeError, UnprocessableError
-from services.kit.http import (
-    ResourcesDep,
-    SessionDep,
-    SettingsDep,
-    ThreadRoute,
-    list_route,
-    resources_of,
-)
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, SettingsDep, resources_of
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
@@ -43,7 +36,7 @@ from services.kit.room import DiskFullError
 from services.kit.spool import BrokenOffError, OtherBytesError, announced_sha256, spooled
 from services.kit.storage import ObjectDamagedError, StoreError
 
-router = APIRouter(prefix="/packages", tags=["packages"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/packages", tags=["packages"])
 
 ZIP = "application/zip"
 PREVIEWS = "previews/"
@@ -80,8 +73,7 @@ _HEAD: dict[int | str, dict[str, Any]] = {
 }
 
 
-@list_route(
-    router,
+@router.list(
     summary="List and search packages",
     response_model=Page[PackageSummary],
     responses=problem_responses(BadRequestError),

@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi import Body, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
@@ -31,11 +31,11 @@ from services.jobs.schemas import (
     summaries,
 )
 from services.kit.errors import BadRequestError, ForbiddenError, NotFoundError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute, list_route, resources_of
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, resources_of
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/jobs", tags=["jobs"])
 
 LAST = 2**63 - 1  # the largest id of an event or a line
 STREAM, JSON = "text/event-stream", "application/json"
@@ -184,8 +184,7 @@ def presets(
     return PresetList(images_per_class=images_per_class, items=items)
 
 
-@list_route(
-    router,
+@router.list(
     summary="List jobs",
     response_model=Page[JobSummary],
     responses=problem_responses(BadRequestError),

@@ -332,5 +332,5 @@ def summaries(rows: Sequence[AnyRow]) -> list[dict[str, Any]]:
     items = as_dicts(rows)
     for item in items:
         if item["progress"] is not None:
-            item["progress"] = ProgressOut.model_validate(item["progress"]).model_dump()
+            item["progress"] = ProgressOut.model_validate(item["progress"])
     return items

@@ -7,18 +7,25 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
+from starlette.routing import Match
+from starlette.types import Scope
 
 from services.kit.db import READONLY
 from services.kit.resources import Resources
 from services.kit.storage import ObjectStore
 from services.settings import Settings
 
+# Threads take turns at Python anyway. With 40 of them each page takes longer, as do the queries of 40 connections.
+PAGES_AT_ONCE = 8
+_pages: RunVar[CapacityLimiter] = RunVar("pages")
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -81,7 +88,7 @@ class ListRoute(ThreadRoute):
         """Return what answers requests."""
 
         async def handle(request: Request) -> Response:
-            return await run_in_threadpool(self._page, request)
+            return await to_thread.run_sync(self._page, request, limiter=_few_at_once())
 
         return handle
 
@@ -95,18 +102,38 @@ class ListRoute(ThreadRoute):
         return self._answer(request, **values)
 
 
-def list_route(
-    router: APIRouter, **given: Any
-) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
-    """Add the decorated function to `router` as its list: GET of the router's own path, as a `ListRoute`."""
+def _few_at_once() -> CapacityLimiter:
+    """Return what lets few pages be made at once, of each event loop; the others wait in turn."""
+    try:
+        return _pages.get()
+    except LookupError:
+        limiter = CapacityLimiter(PAGES_AT_ONCE)
+        _pages.set(limiter)
+        return limiter
 
-    def add(endpoint: Callable[..., Response]) -> Callable[..., Response]:
-        router.add_api_route(
-            "", endpoint, methods=["GET"], name="list", route_class_override=ListRoute, **given
-        )
-        return endpoint
 
-    return add
+class FeatureRouter(APIRouter):
+    """The router of a feature's API: its routes are `ThreadRoute`s, and are tried for paths that can be theirs only."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(route_class=ThreadRoute, **given)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return which of its routes the request is for. Trying those of a dozen other features takes long."""
+        if self.prefix not in scope["path"]:
+            return Match.NONE, {}
+        return super().matches(scope)
+
+    def list(self, **given: Any) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+        """Add the decorated function as the feature's list: GET of the router's own path, as a `ListRoute`."""
+
+        def add(endpoint: Callable[..., Response]) -> Callable[..., Response]:
+            self.add_api_route(
+                "", endpoint, methods=["GET"], name="list", route_class_override=ListRoute, **given
+            )
+            return endpoint
+
+        return add
 
 
 def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:

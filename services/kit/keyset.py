@@ -65,7 +65,9 @@ def as_dicts(rows: Sequence[AnyRow], first: int = 0) -> list[dict[str, Any]]:
     """Return rows as dictionaries of their columns, from the column `first` on."""
     if not rows:
         return []
-    names = [str(name) for name in rows[0]._fields[first:]]  # SQLAlchemy's own strings are written slowly as JSON
+    names = [
+        str(name) for name in rows[0]._fields[first:]
+    ]  # SQLAlchemy's own strings are written slowly as JSON
     return [dict(zip(names, row[first:], strict=True)) for row in rows]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
@@ -38,6 +39,6 @@ def answer(request: Request, items: Sequence[Mapping[str, Any]], cursor: str | N
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
     """Say where the next page is in a `Link` header (RFC 8288)."""
     if cursor is not None:
-        response.headers["Link"] = (
-            f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
-        )
+        here, _, _ = str(request.url).partition("?")
+        kept = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
+        response.headers["Link"] = f'<{here}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'

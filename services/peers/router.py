@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
 from services.auth.dependencies import PrincipalDep
 from services.jobs import reading
@@ -12,14 +12,14 @@ from services.jobs.models import Kind, State
 from services.jobs.schemas import JobOut, JobSummary, summaries
 from services.jobs.service import IdempotencyConflictError
 from services.kit.errors import BadRequestError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute, list_route, resources_of
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, resources_of
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
 from services.peers import service
 from services.peers.errors import AddressRefusedError, BadNodeUrlError
 from services.peers.schemas import PullIn
 
-router = APIRouter(prefix="/pulls", tags=["pulls"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/pulls", tags=["pulls"])
 
 
 @router.post(
@@ -69,8 +69,7 @@ def create(
     return JobOut.of_detail(reading.describe(session, job))
 
 
-@list_route(
-    router,
+@router.list(
     summary="List pulls",
     response_model=Page[JobSummary],
     responses=problem_responses(BadRequestError),
