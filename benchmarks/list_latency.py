@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import random
@@ -237,7 +238,9 @@ async def _crowd(
 ) -> dict[str, Any]:
     crowd = [_Reader(number, token, pause) for number in range(readers)]
     for reader in crowd:
-        await asyncio.get_running_loop().create_connection(lambda one=reader: one, HOST, port)
+        await asyncio.get_running_loop().create_connection(
+            functools.partial(_same, reader), HOST, port
+        )
     await asyncio.sleep(WARM_UP)
     for reader in crowd:
         reader.taken = {path: [] for path in PATHS}
@@ -305,12 +308,16 @@ class _Reader(asyncio.Protocol):
         ended = end is None or end[1] is None or self.chance.random() < 0.1
         self.cursors[self.path] = None if ended or end is None else end[1].decode()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self.errors += not self.closed
 
     def close(self) -> None:
         self.closed = True
         self.transport.close()
+
+
+def _same(reader: _Reader) -> _Reader:
+    return reader
 
 
 def _processor_seconds(serving: list[int], postgres: int) -> dict[str, float]:
