@@ -52,7 +52,7 @@ def visible(peers_site: str | None) -> ColumnElement[bool]:
     return and_(Package.site == peers_site, PackageVersion.state.in_(offered))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def summaries(search: Search, peers_site: str | None) -> Pages:
     """Return the packages that have a version of that kind, which the caller may see (`visible`), newest package first.
 

@@ -79,7 +79,7 @@ def known_estimate(session: Session, dataset_id: UUID, workload: str) -> dict[st
     )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def summaries(
     *, kind: str | None, state: str | None, dataset_id: UUID | None, owner_id: UUID | None
 ) -> Pages:
