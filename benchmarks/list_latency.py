@@ -4,6 +4,8 @@
 
 PostgreSQL, the API (in processes of its own that share a socket) and the readers all run on this machine and share its
 cores. Every reader goes on to the next page, jobs and packages in turn, and begins again at the first one now and then.
+A reader checks each status and looks for the next page's cursor in the bytes; parsing JSON would take cores away from
+what is measured. Beside the times: the processor time of a page, which others on the machine disturb less.
 First with a pause between two pages, as people and programs that follow something do: how long a page takes. Then
 without: how many pages there are in a second, which is all that the latency says then (readers over pages a second).
 Last, one reader alone goes through all pages in order: the time of the first ones beside that of later ones. Printed as
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import random
@@ -62,6 +65,8 @@ with open_resources(load_settings()) as resources:
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 """
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
+NEXT = re.compile(rb'"next":(?:"([0-9a-f-]{36})"|null)\}$')
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -81,7 +86,7 @@ def main() -> None:
         each = chosen.seconds / len(chosen.processes) / 2
         found = {
             f"{count} process{'es' if count > 1 else ''}": _measure(
-                settings, token, count, chosen.readers, each, chosen.pause
+                settings, token, count, chosen.readers, each, chosen.pause, postgres.pid
             )
             for count in chosen.processes
         }
@@ -170,11 +175,17 @@ def _version(package: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    settings: Settings, token: str, processes: int, readers: int, seconds: float, pause: float
+    settings: Settings,
+    token: str,
+    processes: int,
+    readers: int,
+    seconds: float,
+    pause: float,
+    postgres: int,
 ) -> dict[str, Any]:
-    with _serving(settings, processes) as port:
+    with _serving(settings, processes) as (port, serving):
         crowds = {
-            name: asyncio.run(_crowd(port, token, readers, seconds, between))
+            name: asyncio.run(_crowd(port, token, readers, seconds, between, serving, postgres))
             for name, between in ((f"{pause:g} s between two pages", pause), ("no pause", 0.0))
         }
         alone = {path: asyncio.run(_alone(port, token, path)) for path in PATHS}
@@ -182,8 +193,8 @@ def _measure(
 
 
 @contextmanager
-def _serving(settings: Settings, processes: int) -> Iterator[int]:
-    """Run the API in processes that take connections from one socket; yield its port."""
+def _serving(settings: Settings, processes: int) -> Iterator[tuple[int, list[int]]]:
+    """Run the API in processes that take connections from one socket; yield its port, and their ids."""
     with socket.create_server((HOST, 0), backlog=256) as listening:
         environment = {
             "PATH": os.environ["PATH"],
@@ -200,7 +211,7 @@ def _serving(settings: Settings, processes: int) -> Iterator[int]:
         try:
             port = int(listening.getsockname()[1])
             _await_answer(port)
-            yield port
+            yield port, [process.pid for process in running]
         finally:
             for process in running:
                 process.kill()
@@ -217,43 +228,118 @@ def _await_answer(port: int) -> None:
 
 
 async def _crowd(
-    port: int, token: str, readers: int, seconds: float, pause: float
+    port: int,
+    token: str,
+    readers: int,
+    seconds: float,
+    pause: float,
+    serving: list[int],
+    postgres: int,
 ) -> dict[str, Any]:
-    times: dict[str, list[float]] = {path: [] for path in PATHS}
-    errors: list[int] = []
-    began = time.perf_counter()
-    until = began + WARM_UP + seconds
-
-    async def read(number: int) -> None:
-        chance = random.Random(number)  # noqa: S311 - nothing secret
-        stream = await asyncio.open_connection(HOST, port)
-        cursors: dict[str, str | None] = dict.fromkeys(PATHS)
-        turn = number
-        await asyncio.sleep(chance.uniform(0, pause))
-        while time.perf_counter() < until:
-            path = PATHS[turn % len(PATHS)]
-            turn += 1
-            asked = time.perf_counter()
-            status, body = await _get(stream, _target(path, cursors[path]), token)
-            taken = time.perf_counter() - asked
-            if asked >= began + WARM_UP:
-                times[path].append(taken)
-                if status != 200:
-                    errors.append(status)
-            following = json.loads(body).get("next") if status == 200 else None
-            cursors[path] = None if chance.random() < 0.1 else following
-            await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
-        stream[1].close()
-
-    await asyncio.gather(*(read(number) for number in range(readers)))
+    crowd = [_Reader(number, token, pause) for number in range(readers)]
+    for reader in crowd:
+        await asyncio.get_running_loop().create_connection(
+            functools.partial(_same, reader), HOST, port
+        )
+    await asyncio.sleep(WARM_UP)
+    for reader in crowd:
+        reader.taken = {path: [] for path in PATHS}
+    before = _processor_seconds(serving, postgres)
+    await asyncio.sleep(seconds)
+    after = _processor_seconds(serving, postgres)
+    for reader in crowd:
+        reader.close()
+    times = {path: [one for reader in crowd for one in reader.taken[path]] for path in PATHS}
     every = [one for path in PATHS for one in times[path]]
-    figures = {path: _figures(times[path]) for path in PATHS}
+    used = {name: 1000 * (after[name] - before[name]) / len(every) for name in before}
     return {
-        **figures,
+        **{path: _figures(times[path]) for path in PATHS},
         "all": _figures(every),
         "requests a second": round(len(every) / seconds),
-        "errors": len(errors),
+        "errors": sum(reader.errors for reader in crowd),
+        "processor ms a page": {name: round(value, 2) for name, value in used.items()},
     }
+
+
+class _Reader(asyncio.Protocol):
+    """Asks for page after page over one connection that stays open; `taken` are the seconds of each list's pages."""
+
+    def __init__(self, number: int, token: str, pause: float) -> None:
+        self.chance = random.Random(number)  # noqa: S311 - nothing secret
+        self.token, self.pause, self.turn, self.errors = token, pause, number, 0
+        self.cursors: dict[str, str | None] = dict.fromkeys(PATHS)
+        self.taken: dict[str, list[float]] = {path: [] for path in PATHS}
+        self.received, self.whole, self.closed = b"", 0, False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport, self.loop = transport, asyncio.get_running_loop()
+        self.loop.call_later(self.chance.uniform(0, self.pause), self.ask)
+
+    def ask(self) -> None:
+        if self.closed:
+            return
+        self.path = PATHS[self.turn % len(PATHS)]
+        self.turn += 1
+        self.asked = time.perf_counter()
+        self.transport.write(_request(_target(self.path, self.cursors[self.path]), self.token))
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if not self.whole:
+            end = self.received.find(b"\r\n\r\n") + 4
+            if end < 4:
+                return
+            length = LENGTH.search(self.received, 0, end)
+            assert length is not None
+            self.whole = end + int(length[1])
+        if len(self.received) >= self.whole:
+            self.taken[self.path].append(time.perf_counter() - self.asked)
+            self.answered(self.received)
+            self.received, self.whole = b"", 0
+            between = self.chance.uniform(0.5, 1.5) * self.pause
+            self.loop.call_later(between, self.ask) if between else self.ask()
+
+    def answered(self, answer: bytes) -> None:
+        """Note an error; else where the next page is, or now and then that it is to be the first one again."""
+        end = NEXT.search(answer, len(answer) - 80) if answer[9:12] == b"200" else None
+        if end is None:
+            self.errors += 1
+        ended = end is None or end[1] is None or self.chance.random() < 0.1
+        self.cursors[self.path] = None if ended or end is None else end[1].decode()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.errors += not self.closed
+
+    def close(self) -> None:
+        self.closed = True
+        self.transport.close()
+
+
+def _same(reader: _Reader) -> _Reader:
+    return reader
+
+
+def _processor_seconds(serving: list[int], postgres: int) -> dict[str, float]:
+    """Return what the API, PostgreSQL and the readers have used of the processors so far."""
+    return {
+        "API": sum(_used(pid) for pid in serving),
+        "PostgreSQL": _used(postgres) + sum(_used(pid) for pid in _children(postgres)),
+        "readers": time.process_time(),
+    }
+
+
+def _used(pid: int) -> float:
+    """Return the seconds of a process and of its children that have ended; 0 for one that has just gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(field) for field in fields[11:15]) / TICKS
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def _alone(port: int, token: str, path: str) -> dict[str, Any]:
@@ -281,14 +367,18 @@ def _target(path: str, cursor: str | None) -> str:
     return f"{path}?limit={LIMIT}" + (f"&cursor={quote(cursor)}" if cursor else "")
 
 
+def _request(target: str, token: str) -> bytes:
+    return (
+        f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    )
+
+
 async def _get(
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], target: str, token: str
 ) -> tuple[int, bytes]:
-    """Ask over a connection that stays open. Hardly any work for the client: it shares the cores."""
+    """Ask over a connection that stays open."""
     reader, writer = stream
-    writer.write(
-        f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-    )
+    writer.write(_request(target, token))
     head = await reader.readuntil(b"\r\n\r\n")
     length = LENGTH.search(head)
     assert length is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, AwareDatetime
 
@@ -13,11 +13,11 @@ from services.audit import anchoring, service
 from services.audit.actor import Actor
 from services.audit.schemas import EventOut, VerificationOut
 from services.kit.errors import BadRequestError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
 
-router = APIRouter(prefix="/audit-events", tags=["audit"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 
 Text = Annotated[str | None, Query(max_length=300)]
 

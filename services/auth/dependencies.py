@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import structlog
 from fastapi import Depends, Request, Response
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 from starlette.routing import BaseRoute
 
 from services.audit import service as audit
@@ -77,19 +76,22 @@ def rule_of(route: BaseRoute) -> Rule:
     return PERMISSIONS[operation]
 
 
-def identify(request: Request, session: Session) -> tuple[Principal, str | None]:
+def identify(request: Request) -> tuple[Principal, str | None]:
     """Return who is asking and, of a session, what its unsafe requests must send; UnauthorizedError for nobody known.
 
     A token counts more than a cookie: who sends one means it.
     """
+    resources = resources_of(request)
     header = request.headers.get("authorization")
     if header is not None:
         kind, _, token = header.partition(" ")
         if kind.lower() != "bearer" or not token.strip():
             raise UnauthorizedError
-        return service.by_token(session, token.strip(), now()), None
-    settings = resources_of(request).settings
-    return service.by_cookie(session, cookie_of(request) or "", now(), settings.session)
+        with resources.reading_engine.connect() as connection:
+            return service.by_token(connection, token.strip(), now()), None
+    with resources.reading() as session:
+        cookie = cookie_of(request) or ""
+        return service.by_cookie(session, cookie, now(), resources.settings.session)
 
 
 def client_address(request: Request) -> str:
@@ -136,8 +138,7 @@ def _look_up(request: Request, rule: Rule) -> tuple[Principal | None, str | None
     """
     resources, at = resources_of(request), now()
     try:
-        with resources.reading() as session:
-            principal, csrf = identify(request, session)
+        principal, csrf = identify(request)
     except UnauthorizedError:
         if rule.roles or "authorization" in request.headers:
             raise
@@ -222,11 +223,16 @@ def _meter(request: Request) -> RefusalMeter:
     return meter
 
 
-async def _caller(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
+    """Return whom the guard let pass; UnauthorizedError for nobody."""
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
         raise UnauthorizedError
     return principal
+
+
+async def _caller(request: Request) -> Principal:
+    return principal_of(request)
 
 
 PrincipalDep = Annotated[Principal, Depends(_caller)]

@@ -50,15 +50,15 @@ from services.auth.service import (
 )
 from services.auth.throttle import LoginThrottledError
 from services.kit.errors import BadRequestError, NotFoundError
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, SettingsDep
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
 
-setup = APIRouter(prefix="/setup", tags=["setup"], route_class=ThreadRoute)
-sessions = APIRouter(prefix="/sessions", tags=["sessions"], route_class=ThreadRoute)
-account = APIRouter(prefix="/account", tags=["account"], route_class=ThreadRoute)
-tokens = APIRouter(prefix="/tokens", tags=["tokens"], route_class=ThreadRoute)
-users = APIRouter(prefix="/users", tags=["users"], route_class=ThreadRoute)
+setup = FeatureRouter(prefix="/setup", tags=["setup"])
+sessions = FeatureRouter(prefix="/sessions", tags=["sessions"])
+account = FeatureRouter(prefix="/account", tags=["account"])
+tokens = FeatureRouter(prefix="/tokens", tags=["tokens"])
+users = FeatureRouter(prefix="/users", tags=["users"])
 
 Username = Annotated[
     str | None, Query(max_length=64, description="Whose; for stewards and admins.")

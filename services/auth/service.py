@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -72,7 +72,7 @@ class WrongCodeError(UnprocessableError):
     slug, title = "wrong-code", "The one-time password does not fit"
 
 
-# Columns, not objects, and made once: every request of a program asks this.
+# Columns, not objects, made once, and asked of the connection: every request of a program asks this.
 _BY_TOKEN = (
     select(
         ApiToken.id, ApiToken.user_id, ApiToken.scopes, ApiToken.expires_at, ApiToken.revoked_at,
@@ -95,11 +95,11 @@ class SignedIn:
 # ------------------------------------------------------------------------------------------ who is asking
 
 
-def by_token(session: Session, text: str, at: datetime) -> Principal:
+def by_token(connection: Connection, text: str, at: datetime) -> Principal:
     """Return who holds a token; UnauthorizedError for one that is unknown, expired, revoked or of a disabled user."""
     token = None
     if _TOKEN.fullmatch(text):
-        token = session.execute(_BY_TOKEN, {"sha256": digest(text)}).one_or_none()
+        token = connection.execute(_BY_TOKEN, {"sha256": digest(text)}).one_or_none()
     if token is None or token.revoked_at or token.expires_at <= at or token.disabled_at:
         raise UnauthorizedError("the token is unknown, expired or revoked; make a new one")
     return Principal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,30 +21,16 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.orm import Session, contains_eager, defer
+from sqlalchemy.orm import Session, aliased, contains_eager, defer
 
 from services.catalogue.models import Package, PackageFile, PackageVersion, VersionState
-from services.kit.keyset import AnyRow, page_columns
+from services.kit.keyset import AnyRow, Pages
 
-# What a list shows of a version, and no more.
+# What a list shows of a version, and no more: the fields of a `VersionSummary`, in their order.
 _SHOWN = (
-    PackageVersion.id,
-    PackageVersion.version,
-    PackageVersion.state,
-    PackageVersion.origin,
-    PackageVersion.digest,
-    PackageVersion.key,
-    PackageVersion.site_name,
-    PackageVersion.classes,
-    PackageVersion.images_per_class,
-    PackageVersion.image_size,
-    PackageVersion.archive_sha256,
-    PackageVersion.archive_size,
-    PackageVersion.verdict,
-    PackageVersion.created_at,
-    PackageVersion.released_at,
-    PackageVersion.yanked_at,
-)
+    "version", "state", "origin", "digest", "key", "site_name", "classes", "images_per_class", "image_size",
+    "archive_sha256", "archive_size", "verdict", "created_at", "released_at", "yanked_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,42 +52,36 @@ def visible(peers_site: str | None) -> ColumnElement[bool]:
     return and_(Package.site == peers_site, PackageVersion.state.in_(offered))
 
 
-def list_packages(
-    session: Session, search: Search, seen: ColumnElement[bool], *, cursor: str | None, limit: int
-) -> tuple[Sequence[AnyRow], str | None]:
-    """Return a page of the packages that have a version of that kind, newest package first.
+@functools.lru_cache(maxsize=64)
+def summaries(search: Search, peers_site: str | None) -> Pages:
+    """Return the packages that have a version of that kind, which the caller may see (`visible`), newest package first.
 
-    Each with `newest`, the id of the matching version that was added last. It is asked for package by package, so that
-    a page costs the same wherever it lies: a join begins at the newest package each time.
+    Columns: the package's id, site and name, then `_SHOWN` of the matching version that was added last. That one is
+    looked for package by package, so that a page costs the same wherever it lies.
     """
-    newest = (
+    newest = aliased(PackageVersion)
+    last = (
         select(PackageVersion.id)
-        .where(PackageVersion.package_id == Package.id, seen, *_conditions(search))
+        .where(PackageVersion.package_id == Package.id, visible(peers_site), *_conditions(search))
         .order_by(PackageVersion.id.desc())
         .limit(1)
         .correlate(Package)
         .scalar_subquery()
     )
-    statement = select(Package.id, Package.site, Package.name, newest.label("newest")).where(
-        newest.is_not(None)
+    statement = select(Package.id, Package.site, Package.name, *_shown(newest)).join(
+        newest, newest.id == last
     )
     if search.q:
         statement = statement.where(_named_like(search.q))
     if search.site is not None:
         statement = statement.where(Package.site == search.site)
-    return page_columns(session, statement, Package.id, cursor=cursor, limit=limit)
-
-
-def summaries(session: Session, version_ids: Sequence[UUID]) -> dict[UUID, AnyRow]:
-    """Return what lists show of versions, by id: columns, because objects of 25 of them take several times as long."""
-    statement = select(*_SHOWN).where(PackageVersion.id.in_(version_ids))
-    return {row.id: row for row in session.execute(statement)}
+    return Pages.of(statement, Package.id)
 
 
 def oldest_drafts(session: Session, limit: int) -> Sequence[AnyRow]:
     """Return the drafts that were added first, in that order: what lists show of a version, and its package's name."""
     return session.execute(
-        select(*_SHOWN, Package.site, Package.name)
+        select(*_shown(PackageVersion), Package.site, Package.name)
         .join(Package, Package.id == PackageVersion.package_id)
         .where(PackageVersion.state == VersionState.DRAFT.value)
         .order_by(PackageVersion.id)
@@ -179,6 +160,11 @@ def change_state(
         execution_options={"synchronize_session": False},
     )
     return bool(done.rowcount == 1)
+
+
+def _shown(version: type[PackageVersion]) -> list[ColumnElement[Any]]:
+    """Return columns, because objects of 25 of them take several times as long."""
+    return [getattr(version, name) for name in _SHOWN]
 
 
 def _versions() -> Select[PackageVersion]:

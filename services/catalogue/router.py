@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from ppdd_core.package.manifest import media_types
 from ppdd_core.package.signature import parse_fingerprint
-from services.auth.dependencies import PrincipalDep
+from services.auth.dependencies import PrincipalDep, principal_of
 from services.auth.permissions import Role
 from services.auth.principal import Principal
 from services.catalogue import delivery, service
@@ -24,18 +24,19 @@ from services.catalogue.schemas import (
     ReleaseIn,
     VersionDetail,
     YankIn,
+    summaries,
 )
 from services.kit.errors import BadRequestError, NotFoundError, TooLargeError, UnprocessableError
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, SettingsDep, resources_of
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
-from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
+from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
 from services.kit.resources import Resources
 from services.kit.room import DiskFullError
 from services.kit.spool import BrokenOffError, OtherBytesError, announced_sha256, spooled
 from services.kit.storage import ObjectDamagedError, StoreError
 
-router = APIRouter(prefix="/packages", tags=["packages"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/packages", tags=["packages"])
 
 ZIP = "application/zip"
 PREVIEWS = "previews/"
@@ -72,19 +73,13 @@ _HEAD: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get(
-    "",
-    name="list",
+@router.list(
     summary="List and search packages",
     response_model=Page[PackageSummary],
     responses=problem_responses(BadRequestError),
 )
 def list_packages(
     request: Request,
-    response: Response,
-    session: SessionDep,
-    settings: SettingsDep,
-    principal: PrincipalDep,
     q: Annotated[str, Query(max_length=200, description="Part of `site/name` or of the hospital's name.")] = "",
     site: Annotated[str | None, Query(max_length=64)] = None,
     state: VersionState | None = None,
@@ -92,7 +87,7 @@ def list_packages(
     label: Annotated[str | None, Query(alias="class", max_length=200, description="A class it holds.")] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> dict[str, Any]:  # fmt: skip
+) -> Response:  # fmt: skip
     """Return the packages that have a version of that kind, the newest package first, each with its newest such one.
 
     Other hospitals see what this one has released or yanked, and nothing else.
@@ -104,11 +99,12 @@ def list_packages(
         origin=None if origin is None else origin.value,
         label=label,
     )
-    found, following = service.list_packages(
-        session, principal, settings.site_id, search, cursor=cursor, limit=limit
-    )
-    link_next(request, response, following)
-    return {"items": [PackageSummary.fields(*pair) for pair in found], "next": following}
+    resources = resources_of(request)
+    with resources.reading() as session:
+        rows, following = service.list_packages(
+            session, principal_of(request), resources.settings.site_id, search, cursor=cursor, limit=limit
+        )  # fmt: skip
+    return answer(request, summaries(rows), following)
 
 
 @router.post(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.catalogue.gate import Judgement
 from services.catalogue.models import Origin, PackageFile, PackageVersion, VersionState
-from services.kit.keyset import AnyRow
+from services.kit.keyset import AnyRow, as_dicts
 
 
 class VersionSummary(BaseModel):
@@ -47,11 +47,6 @@ class PackageSummary(BaseModel):
     site: str = Field(examples=["hospital-a"])
     name: str = Field(examples=["cxr"])
     newest: VersionSummary
-
-    @staticmethod
-    def fields(package: AnyRow, newest: AnyRow) -> dict[str, Any]:
-        """Return what a list shows of a package, as values that are validated when the answer is."""
-        return {"site": package.site, "name": package.name, "newest": newest._asdict()}
 
 
 class PackageDetail(BaseModel):
@@ -202,6 +197,15 @@ class YankIn(BaseModel):
     reason: str = Field(
         min_length=3, max_length=2000, description="Other hospitals read it; name no patients."
     )
+
+
+def summaries(rows: Sequence[AnyRow]) -> list[dict[str, Any]]:
+    """Return what `service.list_packages` found as the fields of `PackageSummary`, ready to be written."""
+    newest = as_dicts(rows, first=3)  # after the package's id, site and name
+    return [
+        {"site": row.site, "name": row.name, "newest": version}
+        for row, version in zip(rows, newest, strict=True)
+    ]
 
 
 def _shared(row: PackageVersion) -> dict[str, Any]:

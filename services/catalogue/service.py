@@ -430,7 +430,7 @@ def files_of(session: Session, version: PackageVersion) -> Sequence[PackageFile]
 
 def visible_to(principal: Principal, site_id: str) -> ColumnElement[bool]:
     """Return which versions the caller may see: a peer only those that this site has released or yanked."""
-    return repository.visible(site_id if principal.role is Role.PEER else None)
+    return repository.visible(_peers_site(principal, site_id))
 
 
 def title_of(version: PackageVersion) -> str:
@@ -446,17 +446,13 @@ def list_packages(
     *,
     cursor: str | None,
     limit: int,
-) -> tuple[list[tuple[AnyRow, AnyRow]], str | None]:
+) -> tuple[Sequence[AnyRow], str | None]:
     """Return a page of packages that the caller may see, each with its newest matching version; and a cursor.
 
-    The rows have the columns that a list shows, and no manifest.
+    The rows have the columns of `repository.summaries`: what a list shows, and no manifest.
     """
-    seen = visible_to(principal, site_id)
-    packages, following = repository.list_packages(
-        session, search, seen, cursor=cursor, limit=limit
-    )
-    newest = repository.summaries(session, [row.newest for row in packages])
-    return [(row, newest[row.newest]) for row in packages if row.newest in newest], following
+    pages = repository.summaries(search, _peers_site(principal, site_id))
+    return pages.read(session, cursor=cursor, limit=limit)
 
 
 def oldest_drafts(session: Session, limit: int) -> Sequence[AnyRow]:
@@ -478,6 +474,11 @@ def list_versions(
     if not found:
         raise NotFoundError(f"there is no package {site}/{name} here")
     return found
+
+
+def _peers_site(principal: Principal, site_id: str) -> str | None:
+    """Return the site whose releases are all that the caller may see; None for people of this node."""
+    return site_id if principal.role is Role.PEER else None
 
 
 def _found(

@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from services.auth.dependencies import PrincipalDep
@@ -34,7 +34,7 @@ from services.datasets.service import (
 )
 from services.kit.db import READONLY
 from services.kit.errors import NotFoundError, UnprocessableError
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep, StoreDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, SettingsDep, StoreDep
 from services.kit.limits import expect_body
 from services.kit.openapi import problem_responses
 from services.kit.paging import Cursor, Limit, Page, link_next
@@ -42,7 +42,7 @@ from services.kit.room import DiskFullError
 from services.kit.spool import BrokenOffError, OtherBytesError, announced_sha256, spooled
 from services.kit.storage import StoreError, StoreFullError, read_all
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/datasets", tags=["datasets"])
 
 MAX_THUMBNAIL = 2**20  # bytes
 ZIP_BODY = {

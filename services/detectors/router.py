@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -27,7 +27,7 @@ from services.jobs.service import IdempotencyConflictError
 from services.jobs.submit import UnusableDatasetError
 from services.jobs.waiting import preferred_wait, wait_for
 from services.kit.errors import BadRequestError, ConflictError, NotFoundError, UnprocessableError
-from services.kit.http import ResourcesDep, SessionDep, SettingsDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, SettingsDep
 from services.kit.limits import IMAGES
 from services.kit.openapi import problem_responses
 from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
@@ -36,7 +36,7 @@ from services.kit.room import DiskFullError
 from services.kit.spool import BrokenOffError
 from services.kit.storage import ObjectDamagedError, StoreError, StoreFullError
 
-router = APIRouter(prefix="/detectors", tags=["detectors"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/detectors", tags=["detectors"])
 
 DetectorId = Annotated[UUID, Path(description="The detector's id.")]
 FileName = Annotated[str, Path(max_length=100, examples=["detector.json", "weights.safetensors"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import Header, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.auth.dependencies import PrincipalDep
@@ -14,10 +14,10 @@ from services.jobs.schemas import JobOut
 from services.jobs.service import IdempotencyConflictError
 from services.jobs.submit import UnusableDatasetError
 from services.kit.errors import NotFoundError
-from services.kit.http import SessionDep, SettingsDep, ThreadRoute
+from services.kit.http import FeatureRouter, SessionDep, SettingsDep
 from services.kit.openapi import problem_responses
 
-router = APIRouter(prefix="/datasets", tags=["jobs"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/datasets", tags=["jobs"])
 
 
 class CheckDatasetIn(BaseModel):

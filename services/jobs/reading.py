@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.jobs import parts, repository, service
 from services.jobs.models import Attempt, Job, JobEvent, Kind, LogLine, Part, State
-from services.kit.keyset import AnyRow, page_columns
+from services.kit.keyset import AnyRow
 
 # The stages of an estimate in the order they run; a JSON column does not keep it.
 ROUGHLY, COURSE = 120, 250  # events that are looked at of a whole job, and of one stage of it
@@ -52,13 +52,13 @@ def list_jobs(
         if row is None:
             return [], None
         dataset_id = row.id
-    statement = repository.summaries(
+    pages = repository.summaries(
         kind=kind and kind.value,
         state=state and state.value,
         dataset_id=dataset_id,
         owner_id=owner_id,
     )
-    return page_columns(session, statement, Job.id, cursor=cursor, limit=limit)
+    return pages.read(session, cursor=cursor, limit=limit)
 
 
 def read_job(session: Session, job_id: UUID) -> Detail:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CursorResult,
-    Select,
+    and_,
     case,
     column,
     delete,
@@ -25,6 +26,7 @@ from services.auth.models import User
 from services.datasets.models import SourceDataset
 from services.jobs.models import ENDED, Attempt, Job, JobEvent, Kind, LogLine, State
 from services.kit.db import now
+from services.kit.keyset import Pages
 
 KEPT_PROGRESS = 2_000  # progress events of one ended job
 AT_ONCE = 500  # rows of one DELETE
@@ -77,16 +79,19 @@ def known_estimate(session: Session, dataset_id: UUID, workload: str) -> dict[st
     )
 
 
+@functools.lru_cache(maxsize=64)
 def summaries(
     *, kind: str | None, state: str | None, dataset_id: UUID | None, owner_id: UUID | None
-) -> Select[*tuple[Any, ...]]:
-    """Return the statement of a list: what it shows of each job, with the names of its owner and dataset."""
+) -> Pages:
+    """Return a list of jobs with the columns that a `JobSummary` has fields, in their order."""
     ended = Job.state.in_([state.value for state in ENDED])
-    progress = case((ended, None), else_=Job.progress).label("progress")
+    stopping = and_(Job.state == State.RUNNING.value, Job.cancel_requested_at.is_not(None))
     statement = (
         select(
-            Job.id, Job.kind, Job.state, Job.title, Job.created_at, Job.started_at, Job.finished_at,
-            Job.cancel_requested_at, progress, User.username.label("owner"), SourceDataset.name.label("dataset"),
+            Job.id, Job.kind, Job.state, Job.title,
+            User.username.label("owner"), SourceDataset.name.label("dataset"),
+            Job.created_at, Job.started_at, Job.finished_at, stopping.label("cancelling"),
+            case((ended, None), else_=Job.progress).label("progress"),
         )
         .join(User, User.id == Job.owner_id)
         .outerjoin(SourceDataset, SourceDataset.id == Job.dataset_id)
@@ -97,9 +102,8 @@ def summaries(
         Job.dataset_id: dataset_id,
         Job.owner_id: owner_id,
     }
-    return statement.where(
-        *(column == value for column, value in filters.items() if value is not None)
-    )
+    wanted = (column == value for column, value in filters.items() if value is not None)
+    return Pages.of(statement.where(*wanted), Job.id)
 
 
 def names_of(session: Session, job: Job) -> tuple[str, str | None]:

@@ -6,11 +6,11 @@ import hashlib
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi import Body, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
-from services.auth.dependencies import PrincipalDep, ask
+from services.auth.dependencies import PrincipalDep, ask, principal_of
 from services.jobs import follow, offers, pictures, reading, service, submit, waiting
 from services.jobs.models import Job, Kind, State
 from services.jobs.schemas import (
@@ -28,14 +28,14 @@ from services.jobs.schemas import (
     PictureOut,
     PresetList,
     PresetOut,
-    summary,
+    summaries,
 )
 from services.kit.errors import BadRequestError, ForbiddenError, NotFoundError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, resources_of
 from services.kit.openapi import problem_responses
-from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
+from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/jobs", tags=["jobs"])
 
 LAST = 2**63 - 1  # the largest id of an event or a line
 STREAM, JSON = "text/event-stream", "application/json"
@@ -184,37 +184,32 @@ def presets(
     return PresetList(images_per_class=images_per_class, items=items)
 
 
-@router.get(
-    "",
-    name="list",
+@router.list(
     summary="List jobs",
     response_model=Page[JobSummary],
     responses=problem_responses(BadRequestError),
 )
 def list_jobs(
     request: Request,
-    response: Response,
-    session: SessionDep,
-    principal: PrincipalDep,
     kind: Kind | None = None,
     state: State | None = None,
     dataset: Annotated[str | None, Query(max_length=200, description="Its name or id.")] = None,
     owner: Annotated[str | None, Query(pattern="^me$", description="`me`: one's own.")] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> dict[str, Any]:
+) -> Response:
     """Return a page of jobs, newest first."""
-    rows, following = reading.list_jobs(
-        session,
-        kind=kind,
-        state=state,
-        dataset=dataset,
-        owner_id=principal.user_id if owner else None,
-        cursor=cursor,
-        limit=limit,
-    )
-    link_next(request, response, following)
-    return {"items": [summary(row, row.owner, row.dataset) for row in rows], "next": following}
+    with resources_of(request).reading() as session:
+        rows, following = reading.list_jobs(
+            session,
+            kind=kind,
+            state=state,
+            dataset=dataset,
+            owner_id=principal_of(request).user_id if owner else None,
+            cursor=cursor,
+            limit=limit,
+        )
+    return answer(request, summaries(rows), following)
 
 
 @router.get("/{job_id}", summary="Read a job", responses=problem_responses(NotFoundError))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -22,6 +22,7 @@ from ppdd_core.package.manifest import Usage
 from services.jobs.models import Kind, State
 from services.jobs.reading import Detail
 from services.jobs.submit import Identity, Work
+from services.kit.keyset import AnyRow, as_dicts
 
 Preset = Literal["quick", "small", "paper", "fast"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -218,7 +219,17 @@ class JobOut(JobSummary):
         """Return everything that is known of a job."""
         job = detail.job
         return cls(
-            **summary(job, detail.owner, detail.dataset),
+            id=job.id,
+            kind=Kind(job.kind),
+            state=State(job.state),
+            title=job.title,
+            owner=detail.owner,
+            dataset=detail.dataset,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            cancelling=job.state == State.RUNNING.value and job.cancel_requested_at is not None,
+            progress=None if job.progress is None else ProgressOut.model_validate(job.progress),
             spec=job.spec,
             attempts=job.attempts,
             max_attempts=job.max_attempts,
@@ -316,18 +327,10 @@ class PresetList(BaseModel):
     items: list[PresetOut]
 
 
-def summary(job: Any, owner: str, dataset: str | None) -> dict[str, Any]:
-    """Return the fields of a JobSummary; `job` is a row, or what `reading.list_jobs` returns of one."""
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "title": job.title,
-        "owner": owner,
-        "dataset": dataset,
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "cancelling": job.state == State.RUNNING.value and job.cancel_requested_at is not None,
-        "progress": job.progress,
-    }
+def summaries(rows: Sequence[AnyRow]) -> list[dict[str, Any]]:
+    """Return what `reading.list_jobs` found as the fields of `JobSummary`, ready to be written."""
+    items = as_dicts(rows)
+    for item in items:
+        if item["progress"] is not None:
+            item["progress"] = ProgressOut.model_validate(item["progress"])
+    return items

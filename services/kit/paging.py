@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from services.kit.keyset import DEFAULT_LIMIT as DEFAULT_LIMIT
 from services.kit.keyset import MAX_LIMIT
@@ -26,9 +29,16 @@ class Page(BaseModel, Generic[T]):
     next: str | None = None
 
 
+def answer(request: Request, items: Sequence[Mapping[str, Any]], cursor: str | None) -> Response:
+    """Return a page as JSON, of items that have the fields of the list's model: they are not validated again."""
+    response = Response(to_json({"items": items, "next": cursor}), media_type="application/json")
+    link_next(request, response, cursor)
+    return response
+
+
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
     """Say where the next page is in a `Link` header (RFC 8288)."""
     if cursor is not None:
-        response.headers["Link"] = (
-            f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
-        )
+        here, _, _ = str(request.url).partition("?")
+        kept = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
+        response.headers["Link"] = f'<{here}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'

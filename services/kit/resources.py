@@ -42,8 +42,8 @@ class Resources:
         return load_vault(self.settings)
 
     @cached_property
-    def readers(self) -> Sessions:
-        """Makes sessions that only read, and refuse to write.
+    def reading_engine(self) -> Engine:
+        """The same connections, for reading. A single query is asked of them at two thirds of what a session takes.
 
         On SQLite they wait for no writer, and none for them. On PostgreSQL each statement stands alone, which within
         READ COMMITTED it does anyway: two round trips less, for what is mostly a single SELECT.
@@ -51,7 +51,12 @@ class Resources:
         options: dict[str, Any] = {READONLY: True}
         if self.engine.dialect.name == "postgresql":
             options["isolation_level"] = "AUTOCOMMIT"
-        made = make_sessions(self.engine.execution_options(**options))
+        return self.engine.execution_options(**options)
+
+    @cached_property
+    def readers(self) -> Sessions:
+        """Makes sessions that only read, and refuse to write."""
+        made = make_sessions(self.reading_engine)
         made.configure(info={READONLY: True})
         event.listen(made, "before_flush", _refuse_to_write)
         return made

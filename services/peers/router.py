@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
 from services.auth.dependencies import PrincipalDep
 from services.jobs import reading
 from services.jobs.models import Kind, State
-from services.jobs.schemas import JobOut, JobSummary, summary
+from services.jobs.schemas import JobOut, JobSummary, summaries
 from services.jobs.service import IdempotencyConflictError
 from services.kit.errors import BadRequestError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep, resources_of
 from services.kit.openapi import problem_responses
-from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, link_next
+from services.kit.paging import DEFAULT_LIMIT, Cursor, Limit, Page, answer
 from services.peers import service
 from services.peers.errors import AddressRefusedError, BadNodeUrlError
 from services.peers.schemas import PullIn
 
-router = APIRouter(prefix="/pulls", tags=["pulls"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/pulls", tags=["pulls"])
 
 
 @router.post(
@@ -69,24 +69,20 @@ def create(
     return JobOut.of_detail(reading.describe(session, job))
 
 
-@router.get(
-    "",
-    name="list",
+@router.list(
     summary="List pulls",
     response_model=Page[JobSummary],
     responses=problem_responses(BadRequestError),
 )
 def list_pulls(
     request: Request,
-    response: Response,
-    session: SessionDep,
     state: State | None = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-) -> dict[str, Any]:
+) -> Response:
     """Return the jobs that pull packages, newest first."""
-    rows, following = reading.list_jobs(
-        session, kind=Kind.PULL, state=state, cursor=cursor, limit=limit
-    )
-    link_next(request, response, following)
-    return {"items": [summary(row, row.owner, row.dataset) for row in rows], "next": following}
+    with resources_of(request).reading() as session:
+        rows, following = reading.list_jobs(
+            session, kind=Kind.PULL, state=state, cursor=cursor, limit=limit
+        )
+    return answer(request, summaries(rows), following)

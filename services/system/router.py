@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -15,7 +15,7 @@ from ppdd_core.package.signature import fingerprint
 from services.jobs import workers
 from services.jobs.models import Kind
 from services.kit.errors import NotFoundError
-from services.kit.http import ResourcesDep, SessionDep, ThreadRoute
+from services.kit.http import FeatureRouter, ResourcesDep, SessionDep
 from services.kit.migrate import revision_state
 from services.kit.openapi import problem_responses
 from services.system import metrics as gauges
@@ -35,8 +35,8 @@ from services.system.schemas import (
 
 API_VERSIONS = ["/api/v1"]
 
-router = APIRouter(prefix="/system", tags=["system"], route_class=ThreadRoute)
-public = APIRouter(tags=["system"], route_class=ThreadRoute)
+router = FeatureRouter(prefix="/system", tags=["system"])
+public = FeatureRouter(tags=["system"])
 
 
 @router.get("/live", summary="Is the process alive?")

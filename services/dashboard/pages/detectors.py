@@ -217,9 +217,7 @@ def _asked(
     found, following = catalogue.list_packages(
         session, principal, resources.settings.site_id, search, cursor=None, limit=OFFERED
     )
-    offered = [
-        (f"{package.site}/{package.name}@{newest.version}", newest) for package, newest in found
-    ]
+    offered = [(f"{package.site}/{package.name}@{package.version}", package) for package in found]
     kept = [one for one in chosen if one not in {title for title, _ in offered}]
     classes: dict[str, list[str]] | None = None
     if foreseen:

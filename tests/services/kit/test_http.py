@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from sqlalchemy import text
 
 from services.app import create_app
 from services.kit import problems
-from services.kit.http import SessionDep, ThreadRoute
+from services.kit.http import FeatureRouter, SessionDep, ThreadRoute
 from services.kit.resources import Resources, open_resources
 from services.settings import load_settings
 
@@ -70,6 +70,20 @@ def test_waiting_too_long_for_a_connection_is_no_bug(crowded: Resources) -> None
     with crowded.engine.connect(), crowded.engine.connect():
         answer = TestClient(app, raise_server_exceptions=False).get("/")
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/database-unavailable")
+
+
+def _wants_a_session(session: SessionDep) -> Response:
+    raise NotImplementedError
+
+
+def _wants_a_value(needed: str) -> Response:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("function", [_wants_a_session, _wants_a_value])
+def test_a_list_takes_only_what_its_route_gives_it(function: Callable[..., Response]) -> None:
+    with pytest.raises(TypeError, match="query parameters with defaults"):
+        FeatureRouter(prefix="/things", tags=["things"]).list()(function)
 
 
 def test_every_route_of_the_node_is_such_a_route(resources: Resources) -> None:

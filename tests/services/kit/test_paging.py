@@ -9,7 +9,7 @@ from sqlalchemy import select
 from services.auth.models import OneTimeLink
 from services.kit.db import now
 from services.kit.errors import BadRequestError
-from services.kit.keyset import page_rows
+from services.kit.keyset import Pages, as_dicts, page_rows
 from services.kit.paging import link_next
 from services.kit.resources import Resources
 
@@ -55,6 +55,26 @@ def test_pages_hold_every_row_once_newest_first(
     assert len(ids) == count
 
 
+@pytest.mark.parametrize("count", [0, 2, 3, 7])
+def test_pages_of_columns_are_those_of_rows(resources: Resources, count: int) -> None:
+    _add(resources, count)
+    _add(resources, 2, purpose="other")
+    columns = select(OneTimeLink.sha256, OneTimeLink.id).where(OneTimeLink.purpose == "test")
+    pages, cursor = Pages.of(columns, OneTimeLink.id), None
+    while True:
+        expected = _page(resources, cursor)
+        with resources.reading() as session:
+            found, following = pages.read(session, cursor=cursor, limit=3)
+        assert ([row.id for row in found], following) == (
+            [row.id for row in expected[0]],
+            expected[1],
+        )
+        assert as_dicts(found, first=1) == [{"id": row.id} for row in found]
+        cursor = following
+        if cursor is None:
+            break
+
+
 def test_rows_added_meanwhile_shift_nothing(resources: Resources) -> None:
     _add(resources, 5)
     first, cursor = _page(resources, None)
@@ -69,6 +89,9 @@ def test_rows_added_meanwhile_shift_nothing(resources: Resources) -> None:
 def test_a_cursor_that_is_none_is_refused(resources: Resources, cursor: str) -> None:
     with pytest.raises(BadRequestError, match="`next` from the page before"):
         _page(resources, cursor)
+    pages = Pages.of(select(OneTimeLink.id), OneTimeLink.id)
+    with pytest.raises(BadRequestError), resources.reading() as session:
+        pages.read(session, cursor=cursor)
 
 
 def test_the_next_page_is_linked_with_the_same_filters() -> None:
