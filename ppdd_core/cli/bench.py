@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ppdd_core.benchmark.case import Case, check_reference
 from ppdd_core.benchmark.compare import Contestant, Standing, compare, ratios, same_gradient
+from ppdd_core.cli.bench_pipeline import pipeline
 from ppdd_core.cli.console import JsonOption, emit, err, progress_bar
 from ppdd_core.config import Engine
 from ppdd_core.errors import BadConfigError
@@ -114,6 +115,9 @@ def teachers(
             contestants.append(Contestant("MTT, one a core", other, cores, one_each))
     title = f"teachers: ConvNet D{depth} W{width}, {size} px, mini-batches of {batch}, {images} images an epoch"
     _run(title, "teachers", contestants, rounds, "MTT" if reference else "ours", as_json=as_json)
+
+
+app.command("pipeline")(pipeline)
 
 
 # ------------------------------------------------------------------------------------------- shared
