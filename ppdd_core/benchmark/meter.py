@@ -16,7 +16,7 @@ LEAST_CHANNELS = 64  # with fewer, convolutions are bound by memory: no peak of 
 GPU_BATCH = 256
 
 
-def measure(case: Case, once: Callable[[], object], work: float) -> Measured:
+def measure(case: Case, once: Callable[[], object], work: float, images: int = 0) -> Measured:
     """Run `once` for warming up and then `case.repeats` times; the peak is that of all of them."""
     device = torch.device(case.device)
     before = _memory(device, begin=True)
@@ -34,6 +34,7 @@ def measure(case: Case, once: Callable[[], object], work: float) -> Measured:
         convolution_peak(case.width, case.image_size // 2, case.batch, device),
         work,
         name,
+        images,
     )
 
 
@@ -62,6 +63,11 @@ def convolution_work(case: Case) -> float:
         total += 2 * 9 * channels * case.width * side**2
         channels, side = case.width, side // 2
     return 3 * total * case.batch / 1e9
+
+
+def epoch_work(case: Case, images: int) -> float:
+    """Return the GFLOP of so many images through the network, forwards and both ways backwards."""
+    return convolution_work(case) / case.batch * images
 
 
 def now(device: torch.device) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppdd_core.benchmark.case import Case, Measured, check_reference
-from ppdd_core.benchmark.meter import convolution_work, measure
+from ppdd_core.benchmark.meter import convolution_work, epoch_work, measure
 from ppdd_core.benchmark.step import LR, batches, inputs, keep_gradient, net_of
 from ppdd_core.config import NetConfig
 
@@ -62,7 +62,8 @@ def run_teachers(case: Case, images_RCHW: Tensor, labels_R: Tensor) -> Measured:
         _network(code, case).to(case.device), images_RCHW, labels_R,
         lr=LR, batch_size=case.batch, augment=case.augment, device=case.device,
     )  # fmt: skip
-    return measure(case, epoch, float(len(images_RCHW)))
+    count = len(images_RCHW)
+    return measure(case, epoch, epoch_work(case, count), count)
 
 
 class Code:
