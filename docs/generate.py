@@ -88,6 +88,10 @@ CHOICES = {
         "real": "one real image per synthetic image, as MTT does. Recognisable afterwards: the main known leak.",
         "mean": "the average of `mean_of` real images of the class.",
     },
+    "labels": {
+        "hard": "each image belongs to its class. The default, and the paper's.",
+        "soft": "each image has a probability of every class, learned with the images.",
+    },
     "engine": {
         "reverse": "recomputes one step at a time: memory does not grow with J. Exact. The default.",
         "unroll": "plain autograd through all J steps: the reference that `reverse` is tested against.",

@@ -21,10 +21,12 @@ Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18"]
 Balance = Literal["none", "sampler", "loss"]
 Init = Literal["noise", "real", "mean"]
 Engine = Literal["reverse", "unroll"]
+Labels = Literal["hard", "soft"]
 Similarity = Literal[
     "signed_ratio", "ratio", "relative_difference", "displacement", "difference", "difference_rank"
 ]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
+Snapshot = Literal["last", "mean"]
 
 BASELINES = ("random_real", "k_centre", "full_data")
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -82,6 +84,7 @@ class TeacherConfig:
     epoch_images: int = (
         0  # images drawn per epoch; 0 = one pass over all (balanced: every class as often)
     )
+    snapshot: Snapshot = "last"  # of an epoch: its last parameters, or their mean over its steps
     dtype: StoreDtype = "float32"  # of stored snapshots
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ class TeacherConfig:
         _require(self.batch_size >= 1, "teacher.batch_size", self.batch_size, "at least 1")
         _require(self.epoch_images >= 0, "teacher.epoch_images", self.epoch_images, "0 or more")
         _choice("teacher.balance", self.balance, Balance)
+        _choice("teacher.snapshot", self.snapshot, Snapshot)
         _choice("teacher.dtype", self.dtype, StoreDtype)
         check_augment(self.augment)
 
@@ -116,6 +120,9 @@ class DistillConfig:
     lr_images: float = 1000.0  # step size for the pixels
     lr_lr: float = 1e-5  # step size for alpha
     momentum: float = 0.5  # of both
+    labels: Labels = "hard"  # soft: probabilities, learned with the images (as in DATM)
+    label_sure: float = 0.9  # soft: probability of an image's own class before the first step
+    lr_labels: float = 1.0  # soft: step size for the logits of the labels
     init: Init = "noise"
     mean_of: int = 16  # images averaged for init = mean
     augment: str = "color_crop_cutout_scale_rotate"
@@ -144,10 +151,13 @@ class DistillConfig:
         _require(0 < self.lr_images < math.inf, "distill.lr_images", self.lr_images, "above 0")
         _require(0 <= self.lr_lr < math.inf, "distill.lr_lr", self.lr_lr, "0 or more")
         _require(0 <= self.momentum < 1, "distill.momentum", self.momentum, "in [0, 1)")
+        _require(0 < self.label_sure < 1, "distill.label_sure", self.label_sure, "in (0, 1)")
+        _require(0 <= self.lr_labels < math.inf, "distill.lr_labels", self.lr_labels, "0 or more")
         _require(0 < self.max_loss < math.inf, "distill.max_loss", self.max_loss, "above 0")
         _choice("distill.similarity", self.similarity, Similarity)
         _choice("distill.init", self.init, Init)
         _choice("distill.engine", self.engine, Engine)
+        _choice("distill.labels", self.labels, Labels)
         check_augment(self.augment)
 
 

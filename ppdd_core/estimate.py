@@ -195,7 +195,7 @@ def _measure_student(recipe: Recipe, classes: int, device_name: str) -> _Student
     short = replace(recipe.distill, student_steps=3)
     read = [start_P.cpu(), start_P.cpu() * 1.01]
     run = Run(net, Segments(lambda _, epoch: read[min(epoch, 1)], 1), labels_I, short, 0, device)
-    state = first_state(images_ICHW, short)
+    state = first_state(images_ICHW, labels_I, classes, short)
     step = _seconds(lambda: match_once(run, state), device) / short.student_steps
 
     few = replace(recipe.detector, epochs=4)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -44,7 +44,13 @@ from ppdd_core.data.distilled import DistilledSet, Normalisation
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.data.tensors import labels_tensor, measure_normalisation, pixels_tensor
 from ppdd_core.detector.disclosure import without_small_classes
-from ppdd_core.detector.evaluate import FullDataConfig, evaluate_sets
+from ppdd_core.detector.evaluate import (
+    FullDataConfig,
+    FullNetwork,
+    Train,
+    evaluate_sets,
+    train_anew,
+)
 from ppdd_core.distill.loop import (
     Progress,
     Run,
@@ -93,6 +99,7 @@ class StageProgress:
     distillation: Progress | None = None
 
 
+Measured = Literal["test", "validation"]  # which split figures are of
 OnProgress = Callable[[StageProgress], None]
 OnSnapshot = Callable[[int, DistilledSet], None]
 
@@ -325,22 +332,9 @@ def teach(
     on_progress: OnProgress = lambda _: None,
 ) -> TrajectoryStore:
     """Train the teachers that `folder` lacks, or those of `numbers`, and return the store."""
-    digest = _digest(
-        {
-            "images": images.split.train.fingerprint,
-            "watched": images.split.validation.fingerprint,
-            "image_size": recipe.image_size,
-            "seed": recipe.seed,
-            "net": dataclasses.asdict(recipe.net),
-            # more teachers, or more epochs of them, are the same ones and others
-            "teacher": dataclasses.asdict(
-                dataclasses.replace(recipe.teacher, teachers=1, epochs=1)
-            ),
-        }
-    )
     belongs(
         folder / "teachers.json",
-        digest,
+        teachers_digest(images, recipe),
         what="teachers of other images, another network or other settings",
     )
     split, classes = images.split, len(images.split.train.classes)
@@ -376,6 +370,23 @@ def teach(
         on_progress=report,
     )
     return store
+
+
+def teachers_digest(images: Images, recipe: Recipe) -> str:
+    """Return a digest of all that decides the teachers: runs that agree in it can share them."""
+    return _digest(
+        {
+            "images": images.split.train.fingerprint,
+            "watched": images.split.validation.fingerprint,
+            "image_size": recipe.image_size,
+            "seed": recipe.seed,
+            "net": dataclasses.asdict(recipe.net),
+            # more teachers, or more epochs of them, are the same ones and others
+            "teacher": dataclasses.asdict(
+                dataclasses.replace(recipe.teacher, teachers=1, epochs=1)
+            ),
+        }
+    )
 
 
 def _real(data: LabelledImages, classes: int, normalisation: Normalisation) -> RealImages:
@@ -420,19 +431,21 @@ def distil_set(
         seed=recipe.seed,
         device=device,
     )
-    digest = _digest({"recipe": _what_decides(recipe), "images": train.fingerprint})
+    digest = distillation_digest(images, recipe)
     checkpoint, history = folder / "state.safetensors", folder / "history.jsonl"
     if checkpoint.exists():
         state = load_state(checkpoint, run_digest=digest, device=device)
     else:
-        state = first_state(start(images, recipe)[0].to(device), recipe.distill)
+        state = first_state(
+            start(images, recipe)[0].to(device), run.labels_I, run.net.classes, recipe.distill
+        )
     folder.mkdir(parents=True, exist_ok=True)
     lines = _lines_until(history, state.step)
 
     def so_far(at: State) -> DistilledSet:
         return DistilledSet(
             images=at.images_ICHW.cpu(),
-            labels=run.labels_I.cpu(),
+            labels=run.labels_I.cpu() if at.logits_IK is None else at.logits_IK.softmax(1).cpu(),
             learning_rate=at.lr,
             classes=train.classes,
             normalisation=images.normalisation,
@@ -466,6 +479,11 @@ def distil_set(
         write_atomically(history, ("\n".join(lines) + "\n").encode())
         raise
     return so_far(state)
+
+
+def distillation_digest(images: Images, recipe: Recipe) -> str:
+    """Return a digest of all that decides the distilled images."""
+    return _digest({"recipe": _what_decides(recipe), "images": images.split.train.fingerprint})
 
 
 def snapshot_steps(iterations: int) -> frozenset[int]:
@@ -502,22 +520,36 @@ def evaluate(
     sets: Sequence[tuple[str, DistilledSet]],
     *,
     device: torch.device,
+    baselines: Sequence[str] | None = None,
+    sizes: Sequence[int] = (),
+    on: Measured = "test",
+    score_validation: bool = False,
+    remembered: Callable[[Train], Iterable[FullNetwork]] = train_anew,
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, Any]:
-    """Return evaluation.json of one or more distilled sets of these images; the test images are looked at here only."""
+    """Return evaluation.json of distilled sets of these images; the test images are looked at here only.
+
+    `baselines` (the recipe's where None) are run at the sets' numbers of images per class and at `sizes`. `on`
+    validation measures there instead, and looks at no test image. For the rest see `evaluate_sets`.
+    """
 
     def report(done: int, total: int, what: str) -> None:
         on_progress(StageProgress("evaluation", done, total, note=what))
 
     split = images.split
+    measured = split.test if on == "test" else split.validation
     evaluation = evaluate_sets(
         sets,
         train=split.train,
         validation=split.validation,
-        test=split.test,
+        test=measured,
         config=recipe.detector,
         seed=derive(recipe.seed, "evaluation") % 2**31,
-        baselines=recipe.evaluation.names,
+        net=recipe.net,
+        sizes=sizes,
+        score_validation=score_validation,
+        remembered=remembered,
+        baselines=recipe.evaluation.names if baselines is None else baselines,
         other_nets=[
             dataclasses.replace(recipe.net, architecture=name)
             for name in recipe.evaluation.other_architectures
@@ -531,8 +563,8 @@ def evaluate(
         device=str(device),
         on_progress=report,
     )
-    small = {name for part in (split.train, split.test) for name in _small_classes(part, recipe)}
-    return without_small_classes(evaluation, small)
+    small = {name for part in (split.train, measured) for name in _small_classes(part, recipe)}
+    return without_small_classes({**evaluation, "split": on}, small)
 
 
 def _small_classes(data: LabelledImages, recipe: Recipe) -> set[str]:

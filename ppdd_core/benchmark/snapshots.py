@@ -3,7 +3,7 @@
 Both sides are judged alike: fresh networks trained as the recipe's detector is, balanced accuracy on validation
 patients. The test images are not looked at.
 
-Shape suffixes: I synthetic images, C H W channel height width, P flat network parameters.
+Shape suffixes: I synthetic images, C H W channel height width, K classes, P flat network parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ppdd_core.config import Recipe
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.detector.metrics import measure
 from ppdd_core.detector.model import predict_pixels
-from ppdd_core.distill.start import synthetic_labels
 from ppdd_core.errors import TrainingError
 from ppdd_core.nets.fit import train_on_set
 from ppdd_core.nets.functional import FlatNet
@@ -37,19 +36,23 @@ class Snapshots:
 
     folder: Path
 
-    def keep(self, step: int, images_ICHW: Tensor, lr: float) -> None:
-        """Keep what a side has after `step` steps."""
-        stored = {"images": images_ICHW.detach().cpu().contiguous()}
+    def keep(self, step: int, images_ICHW: Tensor, labels: Tensor, lr: float) -> None:
+        """Keep what a side has after `step` steps; `labels` are class numbers [I] or probabilities [I, K]."""
+        stored = {
+            name: one.detach().cpu().contiguous()
+            for name, one in (("images", images_ICHW), ("labels", labels))
+        }
         write_atomically(self._file(step), save(stored, {"lr": json.dumps(lr)}))
 
     def steps(self) -> list[int]:
         """Return the steps that were kept, in order."""
         return sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
 
-    def read(self, step: int) -> tuple[Tensor, float]:
-        """Return images and α."""
+    def read(self, step: int) -> tuple[Tensor, Tensor, float]:
+        """Return images, labels and α."""
         with safe_open(self._file(step), framework="pt") as opened:
-            return opened.get_tensor("images"), float(json.loads(opened.metadata()["lr"]))
+            images_ICHW, labels = opened.get_tensor("images"), opened.get_tensor("labels")
+            return images_ICHW, labels, float(json.loads(opened.metadata()["lr"]))
 
     def scores(self) -> dict[int, list[float]]:
         """Return the balanced accuracy of every network trained on each kept step that was scored."""
@@ -78,11 +81,15 @@ class Snapshots:
 
 
 def balanced_accuracies(
-    images_ICHW: Tensor, lr: float, images: Images, recipe: Recipe, device: torch.device
+    images_ICHW: Tensor,
+    labels: Tensor,
+    lr: float,
+    images: Images,
+    recipe: Recipe,
+    device: torch.device,
 ) -> list[float]:
     """Return what `detector.seeds` fresh networks reach; guessing where a step size cannot be trained with."""
     train, validation = images.split.train, images.split.validation
-    labels_I = synthetic_labels(len(train.classes), recipe.distill.images_per_class)
     net = FlatNet(recipe.net, classes=len(train.classes), image_size=recipe.image_size)
     config = replace(recipe.detector, augment=recipe.distill.augment)
     found = []
@@ -93,7 +100,7 @@ def balanced_accuracies(
                 net,
                 net.initial(derive(seed, "fresh network")).to(device),
                 images_ICHW.to(device),
-                labels_I.to(device),
+                labels.to(device),
                 config=config,
                 lr=lr,
                 seed=seed,

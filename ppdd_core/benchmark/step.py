@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ def run(case: Case) -> Measured:
     device = torch.device(case.device)
     net = net_of(case)
     start_P, target_P, images_ICHW, labels_I = inputs(case, net)
+    labels_IK = F.one_hot(labels_I, case.classes).to(images_ICHW.dtype)
     generator = torch.Generator().manual_seed(1)
     mask = partial(keep_mask, similarity="signed_ratio", prune_below=0.0, min_keep=0.05)
 
@@ -34,7 +36,7 @@ def run(case: Case) -> Measured:
             for rows_B in batches(case, generator)
         )
         found = ENGINES[case.engine](
-            net, start_P, target_P, images_ICHW, labels_I, start_P.new_tensor(LR), plan, mask
+            net, start_P, target_P, images_ICHW, labels_IK, start_P.new_tensor(LR), plan, mask
         )  # fmt: skip
         if case.keep:
             keep_gradient(Path(case.keep), found.grad_images_ICHW, found.grad_lr)

@@ -135,14 +135,17 @@ def run_ours(
     if side.state.exists():
         state = load_state(side.state, run_digest=digest, device=device)
     else:
-        state = first_state(start(images, recipe)[0].to(device), recipe.distill)
+        first_ICHW = start(images, recipe)[0].to(device)
+        state = first_state(first_ICHW, run.labels_I, run.net.classes, recipe.distill)
     _forget_steps_after(side, state.step)
     watch = Watch(recipe, device)
     for reached, progress in distil(run, state):
         seconds = watch.lap()
         side.ledger.add(Unit(DISTILLATION, seconds, 1, progress.step, watch.peak))
         if progress.step in marks:
-            side.snapshots.keep(progress.step, reached.images_ICHW, reached.lr)
+            soft_IK = reached.logits_IK
+            labels = run.labels_I if soft_IK is None else soft_IK.softmax(1)
+            side.snapshots.keep(progress.step, reached.images_ICHW, labels, reached.lr)
         if progress.step % CHECKPOINT_STEPS == 0 or progress.step in marks:
             save_state(side.state, reached, run_digest=digest)
         on_progress(DISTILLATION, progress.step, progress.of)
@@ -294,7 +297,7 @@ def _steps(
             )
         side.ledger.add(Unit(DISTILLATION, seconds, 1, step, watch.peak))
         if step in marks:
-            side.snapshots.keep(step, images_ICHW, float(lr.detach()))
+            side.snapshots.keep(step, images_ICHW, labels_I, float(lr.detach()))
         if step % CHECKPOINT_STEPS == 0 or step in marks:
             _save_reference_state(side, images_ICHW, lr, optimizers, step)
         yield step

@@ -17,13 +17,13 @@ from rich.text import Text
 from ppdd_core.benchmark.case import check_reference
 from ppdd_core.benchmark.ledger import DISTILLATION, TEACHERS
 from ppdd_core.benchmark.plan import Plan
-from ppdd_core.benchmark.plot import curves
 from ppdd_core.benchmark.race import Course, course, extrapolated, measured
 from ppdd_core.cli.console import JsonOption, emit, progress_bar, remark
 from ppdd_core.cli.dataset import parse_where
 from ppdd_core.cli.distill import build_recipe
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.errors import BadConfigError
+from ppdd_core.sweep.svg import Point, Series, plot
 
 if TYPE_CHECKING:
     from ppdd_core.benchmark.whole import Side
@@ -175,14 +175,17 @@ def _course(side: Side, teachers: int, epochs: int, steps: int) -> Course:
 
 
 def _plot(value: Mapping[str, Any]) -> str:
-    lines = {
-        name: [(point["seconds"], point["balanced_accuracy"]) for point in one["curve"]]
-        for name, one in value["sides"].items()
-    }
-    level = value["measured"]["target_balanced_accuracy"] if "measured" in value else None
-    return curves(
-        value["what"], lines, across="seconds, teachers included", up="balanced accuracy, validation",
-        level=level,
+    series = [
+        Series(
+            name,
+            [Point(one["seconds"], one["balanced_accuracy"], one["sd"]) for one in side["curve"]],
+            level=name == "reference" and "measured" in value,
+        )
+        for name, side in value["sides"].items()
+    ]
+    return plot(
+        value["what"], series, x="seconds, teachers included", y="balanced accuracy, validation",
+        logarithmic=True,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ppdd_core import __version__
-from ppdd_core.cli import bench, dataset, detector, distill, package, phantom
+from ppdd_core.cli import bench, dataset, detector, distill, package, phantom, sweep
 from ppdd_core.cli.console import DONE, FAILED, INTERRUPTED, REFUSED, USAGE, complain, remark
 from ppdd_core.cli.extension import ExtensibleGroup
 from ppdd_core.errors import (
@@ -42,6 +42,7 @@ app = typer.Typer(
 app.command()(distill.distill)
 app.command()(distill.estimate)
 app.command()(distill.presets)
+app.command()(sweep.sweep)
 app.add_typer(dataset.app, name="dataset", cls=ExtensibleGroup)
 app.add_typer(distill.teachers_app, name="teachers")
 app.add_typer(package.app, name="package", cls=ExtensibleGroup)

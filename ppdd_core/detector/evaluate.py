@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ from ppdd_core.teachers.train import RealImages, class_weights, epoch_rows
 FORMAT_VERSION = 1
 STEP_SIZES = (0.001, 0.003, 0.01, 0.03)
 PROJECTED = 512  # most feature dimensions k-centre works in; more are projected at random
+VALIDATION_SCORE = "validation_balanced_accuracy"
 SUMMARISED = ("accuracy", "balanced_accuracy", "macro_auroc", "calibration_error")
 
 OnProgress = Callable[[int, int, str], None]  # (done, total, what)
@@ -86,6 +87,24 @@ class FullDataConfig:
             raise BadConfigError(f"full_data.step_sizes must be above 0, got {self.step_sizes}")
 
 
+@dataclass(frozen=True, slots=True)
+class FullNetwork:
+    """A network trained on all real images: its seed, step size, parameters and epochs."""
+
+    seed: int
+    lr: float
+    theta_P: Tensor
+    epochs: int
+
+
+Train = Callable[[], Iterator[FullNetwork]]
+
+
+def train_anew(train: Train) -> Iterable[FullNetwork]:
+    """Return what `train` trains: nothing is remembered."""
+    return train()
+
+
 def evaluate_sets(
     sets: Sequence[tuple[str, DistilledSet]],
     *,
@@ -94,6 +113,10 @@ def evaluate_sets(
     test: LabelledImages,
     config: DetectorConfig,
     seed: int,
+    net: NetConfig | None = None,
+    sizes: Sequence[int] = (),
+    score_validation: bool = False,
+    remembered: Callable[[Train], Iterable[FullNetwork]] = train_anew,
     baselines: Sequence[str] = BASELINES,
     other_nets: Sequence[NetConfig] = (),
     step_sizes: Sequence[float] = STEP_SIZES,
@@ -104,20 +127,25 @@ def evaluate_sets(
     """Return evaluation.json: every network's figures on `test`, and their mean and spread.
 
     `sets` pairs a method name (`distilled`, `mtt_unpruned`) with its set; baselines are run at every number
-    of images per class that occurs. Sets that do not fit each other or the images, or unknown baselines,
-    raise BadConfigError; an empty split SourceError; a network that diverges TrainingError.
+    of images per class that occurs or is in `sizes`. `net` says what they are trained for where there is no set.
+    With `score_validation` every entry also has its balanced accuracy on `validation`, to choose by. `remembered`
+    may know the networks on all real images from an earlier evaluation. Sets that do not fit each other or the
+    images, or unknown baselines, raise BadConfigError; an empty split SourceError; a network that diverges
+    TrainingError.
     """
     full_data = full_data or FullDataConfig()
+    main = sets[0][1].net if sets else net
+    if main is None:
+        raise BadConfigError("there is no distilled set to evaluate")
     _check(sets, train, validation, test, baselines, step_sizes)
     seeds = [seed + number for number in range(config.seeds)]
-    main = sets[0][1].net
     nets = [main, *(net for net in dict.fromkeys(other_nets) if net != main)]
     real = measure_normalisation(train)
-    sizes = sorted({images_per_class(one) for _, one in sets})
+    sizes = sorted({*sizes, *(images_per_class(one) for _, one in sets)})
     progress = _Progress(
         on_progress, _trainings(sets, nets, len(seeds), sizes, baselines, step_sizes, full_data)
     )
-    place = _Place(train, validation, test, device, progress)
+    place = _Place(train, validation, test, device, progress, score_validation)
 
     results: list[dict[str, Any]] = []
     rows: dict[tuple[str, int, int], np.ndarray] = {}
@@ -125,13 +153,14 @@ def evaluate_sets(
     if "full_data" in baselines or "k_centre" in baselines:
         flat, features = place.net(main), []
         some = seeds[: full_data.networks]
-        for one_seed, lr, theta_P, epochs in _full_data(place, main, full_data, real, some):
+        for one in remembered(lambda: _full_data(place, main, full_data, real, some)):
+            theta_P = one.theta_P.to(device)
             if "full_data" in baselines:
                 figures = place.on_test(flat, theta_P, real)
-                entry = _entry("full_data", main, None, one_seed, lr, figures)
-                full.append(entry | {"epochs": epochs})
+                entry = _entry("full_data", main, None, one.seed, one.lr, figures)
+                full.append(entry | {"epochs": one.epochs})
             if "k_centre" in baselines:
-                features.append(_features(flat, theta_P, train, real, one_seed))
+                features.append(_features(flat, theta_P, train, real, one.seed))
         for number, one_seed in enumerate(seeds if features else ()):
             features_RD = features[number % len(features)]
             for size in sizes:
@@ -143,15 +172,16 @@ def evaluate_sets(
             for one_seed in seeds:
                 rows["random_real", size, one_seed] = random_real(train, size, one_seed)
 
-    for net in nets:
-        for method, one in sets:
-            trial = _distilled(method, one, config)
-            choices = (one.learning_rate,) if net == main else (*step_sizes, one.learning_rate)
-            results += _trained_on_few(place, net, trial, choices, seeds)
+    for other in nets:
+        for method, distilled in sets:
+            trial = _distilled(method, distilled, config)
+            own = distilled.learning_rate
+            choices = (own,) if other == main else (*step_sizes, own)
+            results += _trained_on_few(place, other, trial, choices, seeds)
         for method in (name for name in baselines if name != "full_data"):
             for size in sizes:
                 trial = _few_real(method, size, rows, train, real, config)
-                results += _trained_on_few(place, net, trial, tuple(step_sizes), seeds)
+                results += _trained_on_few(place, other, trial, tuple(step_sizes), seeds)
     results += full
     return {
         "format_version": FORMAT_VERSION,
@@ -248,6 +278,7 @@ class _Place:
     test: LabelledImages
     device: str
     progress: _Progress
+    score_validation: bool = False
 
     def net(self, config: NetConfig) -> FlatNet:
         return FlatNet(
@@ -267,7 +298,11 @@ class _Place:
         self, net: FlatNet, theta_P: Tensor, normalisation: Normalisation
     ) -> dict[str, Any]:
         probabilities_RK = predict_pixels(net, theta_P, self.test.pixels_RHW, normalisation)
-        return measure(self.test.labels_R, probabilities_RK, self.test.classes).to_dict()
+        figures = measure(self.test.labels_R, probabilities_RK, self.test.classes).to_dict()
+        if self.score_validation:
+            score = self.on_validation(net, theta_P, normalisation)
+            figures[VALIDATION_SCORE] = round(score, DIGITS)
+        return figures
 
 
 def _trained_on_few(
@@ -327,7 +362,7 @@ def _full_data(
     full: FullDataConfig,
     normalisation: Normalisation,
     seeds: Sequence[int],
-) -> Iterator[tuple[int, float, Tensor, int]]:
+) -> Iterator[FullNetwork]:
     net = place.net(config)
 
     def trained(seed: int, lr: float) -> tuple[Tensor, int]:
@@ -341,7 +376,7 @@ def _full_data(
     )
     for seed in seeds:
         theta_P, epochs = trained(seed, lr)
-        yield seed, lr, theta_P, epochs
+        yield FullNetwork(seed, lr, theta_P, epochs)
 
 
 def _train_until_no_better(
@@ -484,8 +519,6 @@ def _check(
     baselines: Sequence[str],
     step_sizes: Sequence[float],
 ) -> None:
-    if not sets:
-        raise BadConfigError("there is no distilled set to evaluate")
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise BadConfigError(

@@ -3,11 +3,12 @@
 Yields `Progress` values, prints nothing. Every step draws its randomness from (seed, step), so the state is
 small (images, α, their velocities, the step) and a resumed run gives the same bytes as an undisturbed one.
 
-α is learned in log space: it stays positive, and `lr_lr` is a relative step size (MTT's 1e-6 on α itself at α = 0.01 is
-0.01 here). A step whose loss or gradient is not finite, or whose loss exceeds `max_loss`, is not taken: the state goes
-back to the last good one, velocities are dropped, α is halved.
+With soft labels, the logits of the labels are learned like the pixels. α is learned in log space: it stays positive,
+and `lr_lr` is a relative step size (MTT's 1e-6 on α itself at α = 0.01 is 0.01 here). A step whose loss or gradient is
+not finite, or whose loss exceeds `max_loss`, is not taken: the state goes back to the last good one, velocities are
+dropped, α is halved.
 
-Shape suffixes: I synthetic images, B one mini-batch, C H W channel height width, P flat network parameters.
+Shape suffixes: I synthetic images, B one mini-batch, C H W channel height width, K classes, P flat network parameters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -47,6 +49,9 @@ class State:
     velocity_ICHW: Tensor
     velocity_lr: float
     good_ICHW: Tensor  # the newest images at which a sound loss was measured
+    logits_IK: Tensor | None = None  # of the labels, where they are soft
+    velocity_IK: Tensor | None = None
+    good_IK: Tensor | None = None
     rollbacks: int = 0
     refused_in_a_row: int = 0
 
@@ -54,6 +59,12 @@ class State:
     def lr(self) -> float:
         """Return α."""
         return math.exp(self.log_lr)
+
+    def labels_IK(self, labels_I: Tensor, classes: int) -> Tensor:
+        """Return the labels as probabilities: the classes' own where they are hard."""
+        if self.logits_IK is None:
+            return F.one_hot(labels_I, classes).to(self.images_ICHW.dtype)
+        return self.logits_IK.softmax(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +111,15 @@ class Run:
         object.__setattr__(self, "mask", mask)
 
 
-def first_state(images_ICHW: Tensor, config: DistillConfig) -> State:
+def first_state(
+    images_ICHW: Tensor, labels_I: Tensor, classes: int, config: DistillConfig
+) -> State:
     """Return the state before the first step."""
+    logits_IK = None
+    if config.labels == "soft":
+        sure = config.label_sure
+        hot_IK = F.one_hot(labels_I, classes).to(images_ICHW.dtype)
+        logits_IK = (hot_IK * sure + (1 - hot_IK) * (1 - sure) / (classes - 1)).log()
     return State(
         step=0,
         images_ICHW=images_ICHW,
@@ -109,6 +127,9 @@ def first_state(images_ICHW: Tensor, config: DistillConfig) -> State:
         velocity_ICHW=torch.zeros_like(images_ICHW),
         velocity_lr=0.0,
         good_ICHW=images_ICHW,
+        logits_IK=logits_IK,
+        velocity_IK=None if logits_IK is None else torch.zeros_like(logits_IK),
+        good_IK=logits_IK,
     )
 
 
@@ -157,7 +178,7 @@ def match_once(run: Run, state: State) -> Matched:
         run.segments.read(teacher, start_epoch).to(run.device),
         run.segments.read(teacher, start_epoch + config.teacher_epochs).to(run.device),
         state.images_ICHW,
-        run.labels_I,
+        state.labels_IK(run.labels_I, run.net.classes),
         torch.tensor(state.lr, device=run.device),
         student_steps(len(run.labels_I), config, generator, run.device),
         run.mask,
@@ -183,6 +204,7 @@ def take_step(state: State, matched: Matched, config: DistillConfig) -> State:
     """Return the state after one momentum-SGD step, or after refusing it."""
     loss, grad_log_lr = float(matched.loss), float(matched.grad_lr) * state.lr
     sound = math.isfinite(loss) and math.isfinite(grad_log_lr) and loss <= config.max_loss
+    sound = sound and bool(torch.isfinite(matched.grad_labels_IK).all())
     velocity_ICHW = config.momentum * state.velocity_ICHW + matched.grad_images_ICHW
     images_ICHW = state.images_ICHW - config.lr_images * velocity_ICHW
     if not sound or not bool(torch.isfinite(images_ICHW).all()):
@@ -191,21 +213,37 @@ def take_step(state: State, matched: Matched, config: DistillConfig) -> State:
             images_ICHW=state.good_ICHW,
             log_lr=max(state.log_lr - math.log(2), math.log(config.lr_min)),
             velocity_ICHW=torch.zeros_like(state.velocity_ICHW),
+            logits_IK=state.good_IK,
+            velocity_IK=None if state.good_IK is None else torch.zeros_like(state.good_IK),
             velocity_lr=0.0,
             rollbacks=state.rollbacks + 1,
             refused_in_a_row=state.refused_in_a_row + 1,
         )
     velocity_lr = config.momentum * state.velocity_lr + grad_log_lr
     log_lr = state.log_lr - config.lr_lr * velocity_lr
+    logits_IK, velocity_IK = state.logits_IK, state.velocity_IK
+    if logits_IK is not None and velocity_IK is not None:
+        velocity_IK = config.momentum * velocity_IK + _in_logits(
+            matched.grad_labels_IK, logits_IK.softmax(1)
+        )
+        logits_IK = logits_IK - config.lr_labels * velocity_IK
     return State(
         step=state.step + 1,
         images_ICHW=images_ICHW,
+        logits_IK=logits_IK,
+        velocity_IK=velocity_IK,
+        good_IK=state.logits_IK,
         log_lr=min(max(log_lr, math.log(config.lr_min)), math.log(config.lr_max)),
         velocity_ICHW=velocity_ICHW,
         velocity_lr=velocity_lr,
         good_ICHW=state.images_ICHW,
         rollbacks=state.rollbacks,
     )
+
+
+def _in_logits(grad_labels_IK: Tensor, labels_IK: Tensor) -> Tensor:
+    """Return the gradient in the logits whose softmax the labels are."""
+    return labels_IK * (grad_labels_IK - (labels_IK * grad_labels_IK).sum(1, keepdim=True))
 
 
 def save_state(path: Path, state: State, *, run_digest: str) -> None:
@@ -223,6 +261,12 @@ def save_state(path: Path, state: State, *, run_digest: str) -> None:
         "velocity": state.velocity_ICHW.cpu(),
         "good": state.good_ICHW.cpu().clone(),  # may be the images themselves
     }
+    of_labels = {
+        "logits": state.logits_IK,
+        "label velocity": state.velocity_IK,
+        "good logits": state.good_IK,
+    }
+    tensors |= {name: one.cpu().clone() for name, one in of_labels.items() if one is not None}
     write_atomically(path, save(tensors, {"state": json.dumps(numbers)}))
 
 
@@ -231,9 +275,8 @@ def load_state(path: Path, *, run_digest: str, device: torch.device) -> State:
     try:
         with safe_open(path, framework="pt") as opened:
             numbers = json.loads((opened.metadata() or {})["state"])
-            images, velocity, good = (
-                opened.get_tensor(name).to(device) for name in ("images", "velocity", "good")
-            )
+            tensors = {name: opened.get_tensor(name).to(device) for name in opened.keys()}  # noqa: SIM118 - no dict
+            images, velocity, good = (tensors[name] for name in ("images", "velocity", "good"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); delete it to distil from the start"
@@ -251,4 +294,7 @@ def load_state(path: Path, *, run_digest: str, device: torch.device) -> State:
         good_ICHW=good,
         rollbacks=numbers["rollbacks"],
         refused_in_a_row=numbers["refused_in_a_row"],
+        logits_IK=tensors.get("logits"),
+        velocity_IK=tensors.get("label velocity"),
+        good_IK=tensors.get("good logits"),
     )

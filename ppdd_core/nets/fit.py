@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ppdd_core.config import DetectorConfig
 from ppdd_core.data.augment import augment, draw
 from ppdd_core.errors import TrainingError
+from ppdd_core.nets.derivatives import Room, loss_gradient, mean_targets
 from ppdd_core.nets.functional import FlatNet
 from ppdd_core.seeding import derive
 
@@ -33,26 +33,29 @@ def train_epoch(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     class_weights_K: Tensor | None = None,
+    mean_P: Tensor | None = None,
 ) -> float:
     """Take one SGD step per batch, changing `theta_P` and `velocity_P` in place; return the mean loss.
 
+    `mean_P`, where given, becomes the mean of the parameters after each step.
     Same arithmetic as `torch.optim.SGD` (tested). A loss that is not finite raises TrainingError.
     """
-    total, seen = torch.zeros((), device=theta_P.device), 0
-    theta_P.requires_grad_(True)
+    total, steps, seen, room = torch.zeros((), device=theta_P.device), 0, 0, Room()
     for x_BCHW, labels_B in batches:
-        loss = F.cross_entropy(net(theta_P, x_BCHW), labels_B, weight=class_weights_K)
-        (grad_P,) = torch.autograd.grad(loss, theta_P)
-        with torch.no_grad():
-            if weight_decay:
-                grad_P = grad_P.add(theta_P, alpha=weight_decay)
-            if momentum:
-                velocity_P.mul_(momentum).add_(grad_P)
-                grad_P = velocity_P
-            theta_P.sub_(grad_P, alpha=lr)
-        total += loss.detach() * len(x_BCHW)
+        targets_BK = mean_targets(labels_B, net.classes, class_weights_K)
+        first = loss_gradient(net, theta_P, x_BCHW, targets_BK, room)
+        grad_P = first.grad_P
+        if weight_decay:
+            grad_P = grad_P.add(theta_P, alpha=weight_decay)
+        if momentum:
+            velocity_P.mul_(momentum).add_(grad_P)
+            grad_P = velocity_P
+        theta_P.sub_(grad_P, alpha=lr)
+        steps += 1
+        if mean_P is not None:
+            mean_P.lerp_(theta_P, 1 / steps)
+        total += first.loss * len(x_BCHW)
         seen += len(x_BCHW)
-    theta_P.requires_grad_(False)
     mean = float(total) / max(seen, 1)
     if not math.isfinite(mean):
         raise TrainingError(

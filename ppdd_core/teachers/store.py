@@ -64,15 +64,21 @@ class TrajectoryStore:
         dtype: str,
         epoch_info: Epoch,
         velocity_P: Tensor | None,
+        exact_P: Tensor | None = None,
     ) -> None:
-        """Store a copy of the parameters after `epoch`, and the momentum needed to go on from there."""
+        """Store a copy of the snapshot of `epoch`, and what is needed to go on from there.
+
+        That is the momentum, where there is one, and `exact_P`, the parameters, where they are not the snapshot itself.
+        """
         if velocity_P is not None:
             momentum = self._file(teacher, "momentum", epoch)
             write_atomically(momentum, save({"velocity": velocity_P.cpu()}))
-        # The newest epoch keeps full precision beside a smaller dtype: training resumes from it exactly.
-        if dtype != "float32":
+        # Beside a snapshot in a smaller dtype, or a mean, the newest epoch keeps what training resumes from exactly.
+        if exact_P is None and dtype != "float32":
+            exact_P = theta_P
+        if exact_P is not None:
             exact = self._file(teacher, "exact", epoch)
-            write_atomically(exact, save({"theta": theta_P.cpu()}))
+            write_atomically(exact, save({"theta": exact_P.cpu()}))
         # one key: safetensors writes several in an order that changes from run to run
         metadata = {"epoch": json.dumps(dataclasses.asdict(epoch_info))}
         stored = theta_P.to("cpu", _DTYPES[dtype], copy=True)
@@ -85,17 +91,18 @@ class TrajectoryStore:
         return _tensor(self._file(teacher, "epoch", epoch), "theta").float()
 
     def read_state(
-        self, teacher: int, epoch: int, *, dtype: str, momentum: bool
+        self, teacher: int, epoch: int, *, exact: bool, momentum: bool
     ) -> tuple[Tensor, Tensor | None] | None:
         """Return what training goes on from: exact theta_P and, where used, the momentum.
 
+        `exact` says that the snapshots themselves are exact.
         None where that is not kept (only the newest epoch has it): the teacher starts anew then.
         """
-        exact = self._file(teacher, "epoch" if dtype == "float32" else "exact", epoch)
+        theta = self._file(teacher, "epoch" if exact else "exact", epoch)
         velocity = self._file(teacher, "momentum", epoch)
-        if epoch < 0 or not exact.exists() or (momentum and not velocity.exists()):
+        if epoch < 0 or not theta.exists() or (momentum and not velocity.exists()):
             return None
-        return _tensor(exact, "theta"), _tensor(velocity, "velocity") if momentum else None
+        return _tensor(theta, "theta"), _tensor(velocity, "velocity") if momentum else None
 
     def info(self, teacher: int, epoch: int) -> Epoch:
         """Return loss and accuracy recorded with one epoch; CheckpointError as in `read`."""

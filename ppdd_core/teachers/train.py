@@ -164,27 +164,31 @@ def train_one(
     """Train one teacher from where the store left off; yields each epoch once it is stored."""
     net = FlatNet(net_config, classes=real.classes, image_size=real.pixels_RCHW.shape[-1])
     done = store.epochs_done(teacher)
-    state = store.read_state(teacher, done, dtype=config.dtype, momentum=bool(config.momentum))
+    averaged = config.snapshot == "mean"
+    exact = config.dtype == "float32" and not averaged
+    state = store.read_state(teacher, done, exact=exact, momentum=bool(config.momentum))
 
-    def keep(epoch: int, loss: float) -> None:
+    def keep(epoch: int, snapshot_P: Tensor, loss: float) -> None:
         store.write(
             teacher,
             epoch,
-            theta_P,
+            snapshot_P,
             dtype=config.dtype,
-            epoch_info=Epoch(loss, _accuracy(net, theta_P, watched)),
+            epoch_info=Epoch(loss, _accuracy(net, snapshot_P, watched)),
             velocity_P=velocity_P if config.momentum else None,
+            exact_P=theta_P if averaged else None,
         )
 
     if state is None:
         done, theta_P = 0, net.initial(derive(seed, "teacher", teacher, "initial")).to(device)
         velocity_P = torch.zeros_like(theta_P)
-        keep(0, float("nan"))
+        keep(0, theta_P, float("nan"))
         yield 0
     else:
         theta_P = state[0].to(device)
         velocity_P = torch.zeros_like(theta_P) if state[1] is None else state[1].to(device)
     weights_K = class_weights(real).to(device) if config.balance == "loss" else None
+    mean_P = torch.zeros_like(theta_P) if averaged else None
     for epoch in range(done + 1, epochs + 1):
         generator = torch.Generator().manual_seed(derive(seed, "teacher", teacher, "epoch", epoch))
         loss = train_epoch(
@@ -196,8 +200,9 @@ def train_one(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             class_weights_K=weights_K,
+            mean_P=mean_P,
         )
-        keep(epoch, loss)
+        keep(epoch, theta_P if mean_P is None else mean_P, loss)
         yield epoch
 
 

@@ -56,8 +56,9 @@ def make_run(config: DistillConfig = CONFIG) -> Run:
 
 def start(config: DistillConfig = CONFIG) -> State:
     generator = torch.Generator().manual_seed(0)
+    labels_I = synthetic_labels(2, config.images_per_class)
     return first_state(
-        torch.randn(2 * config.images_per_class, 1, 8, 8, generator=generator), config
+        torch.randn(len(labels_I), 1, 8, 8, generator=generator), labels_I, 2, config
     )
 
 
@@ -118,8 +119,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def matched(*, loss: float = 0.5, grad: float = 1.0, grad_lr: float = 1.0) -> Matched:
     return Matched(
-        torch.tensor(loss), torch.full((4, 1, 8, 8), grad), torch.tensor(grad_lr), torch.tensor(1.0)
-    )
+        torch.tensor(loss), torch.full((4, 1, 8, 8), grad), torch.full((4, 2), grad), torch.tensor(grad_lr),
+        torch.tensor(1.0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

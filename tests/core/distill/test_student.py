@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ppdd_core.config import NetConfig
@@ -36,7 +37,9 @@ def run(
     target_P = start_P + 0.05 * net.initial(1).double().to(device)
     generator = torch.Generator().manual_seed(0)
     images_ICHW = torch.randn(IMAGES, 1, 8, 8, generator=generator, dtype=torch.float64).to(device)
-    labels_I = (torch.arange(IMAGES) % 3).to(device)
+    labels_IK = (
+        torch.rand(IMAGES, 3, generator=generator, dtype=torch.float64).softmax(1).to(device)
+    )
     plan = tuple(
         Step(
             torch.randperm(IMAGES, generator=generator)[:batch].to(device),
@@ -46,7 +49,7 @@ def run(
     )
     lr = torch.tensor(0.05, dtype=torch.float64, device=device)
     return ENGINES[engine](
-        net, start_P, target_P, images_ICHW, labels_I, lr, plan, mask(similarity, sigma)
+        net, start_P, target_P, images_ICHW, labels_IK, lr, plan, mask(similarity, sigma)
     )
 
 
@@ -61,6 +64,7 @@ def test_reverse_gives_the_gradients_of_unroll(similarity: str, batch: int) -> N
     found = run("reverse", similarity=similarity, batch=batch)
     assert float(exact.grad_images_ICHW.norm()) > 0
     assert relative(found.grad_images_ICHW, exact.grad_images_ICHW) <= 1e-10
+    assert relative(found.grad_labels_IK, exact.grad_labels_IK) <= 1e-10
     assert relative(found.grad_lr, exact.grad_lr) <= 1e-10
     assert relative(found.loss, exact.loss) <= 1e-12
     assert found.kept == exact.kept
@@ -73,7 +77,7 @@ def test_engines_agree_under_every_augmentation(operation: str) -> None:
     start_P = net.initial(0).double()
     target_P = start_P * 0.9
     images_ICHW = torch.randn(4, 1, 8, 8, generator=generator, dtype=torch.float64)
-    labels_I = torch.tensor([0, 1, 0, 1])
+    labels_IK = F.one_hot(torch.tensor([0, 1, 0, 1])).double()
     plan = tuple(
         Step(torch.tensor(rows), Draw(operation, torch.rand(2, 4, generator=generator)))
         for rows in ([0, 1], [2, 3], [1, 2])
@@ -83,7 +87,7 @@ def test_engines_agree_under_every_augmentation(operation: str) -> None:
         start_P,
         target_P,
         images_ICHW,
-        labels_I,
+        labels_IK,
         torch.tensor(0.1, dtype=torch.float64),
         plan,
     )
@@ -101,7 +105,7 @@ def test_gradients_pass_gradcheck(engine: str) -> None:
     generator = torch.Generator().manual_seed(3)
     start_P = torch.randn(36, generator=generator, dtype=torch.float64)
     target_P = start_P + 0.3 * torch.randn(36, generator=generator, dtype=torch.float64)
-    labels_I = torch.tensor([0, 1, 1])
+    labels_IK = F.one_hot(torch.tensor([0, 1, 1])).double()
     plan = tuple(
         Step(torch.tensor(rows), Draw("scale", torch.rand(2, 4, generator=generator)))
         for rows in ([0, 1], [2, 0], [1, 2])
@@ -112,7 +116,7 @@ def test_gradients_pass_gradcheck(engine: str) -> None:
         def forward(ctx: torch.autograd.function.FunctionCtx, images: Tensor, lr: Tensor) -> Tensor:
             with torch.enable_grad():
                 matched = ENGINES[engine](
-                    net, start_P, target_P, images, labels_I, lr, plan, mask("ratio", 0.0)
+                    net, start_P, target_P, images, labels_IK, lr, plan, mask("ratio", 0.0)
                 )
             ctx.save_for_backward(matched.grad_images_ICHW, matched.grad_lr)
             return matched.loss
@@ -137,6 +141,7 @@ def test_unroll_takes_the_steps_of_sgd() -> None:
         6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     labels_I = torch.arange(6) % 3
+    labels_IK = F.one_hot(labels_I).double()
     plan = tuple(
         Step(torch.tensor(rows), Draw("", torch.empty(3, 0))) for rows in ([0, 1, 2], [3, 4, 5])
     )
@@ -155,7 +160,7 @@ def test_unroll_takes_the_steps_of_sgd() -> None:
         start_P,
         reached_P,
         images_ICHW,
-        labels_I,
+        labels_IK,
         torch.tensor(0.1, dtype=torch.float64),
         plan,
         mask("ratio", 0.0),
@@ -209,7 +214,7 @@ def test_a_step_of_the_paper_fits_a_gpu() -> None:
     )
     torch.cuda.reset_peak_memory_stats()
     matched = reverse(
-        net, start_P, start_P * 1.01, images_ICHW, torch.arange(40, device=device) % 4,
+        net, start_P, start_P * 1.01, images_ICHW, F.one_hot(torch.arange(40, device=device) % 4, 4).float(),
         torch.tensor(0.01, device=device), plan, mask("signed_ratio", 0.1),
     )  # fmt: skip
     assert torch.isfinite(matched.grad_images_ICHW).all()

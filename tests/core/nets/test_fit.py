@@ -38,6 +38,19 @@ def test_an_epoch_takes_the_steps_of_sgd(
     assert not theta_P.requires_grad
 
 
+def test_the_mean_of_an_epoch_is_that_of_the_parameters_after_its_steps() -> None:
+    batches = [(IMAGES[i : i + 4], LABELS[i : i + 4]) for i in (0, 4, 8)]
+    theta_P, mean_P = NET.initial(0), torch.full((NET.parameters,), 7.0)
+    after = theta_P.clone()
+    velocity_P, steps = torch.zeros_like(theta_P), []
+    train_epoch(NET, theta_P, velocity_P, batches, lr=0.05, momentum=0.5, mean_P=mean_P)
+    velocity_P.zero_()
+    for batch in batches:
+        train_epoch(NET, after, velocity_P, [batch], lr=0.05, momentum=0.5)
+        steps.append(after.clone())
+    torch.testing.assert_close(mean_P, torch.stack(steps).mean(0))
+
+
 def test_a_diverging_training_is_refused() -> None:
     theta_P = NET.initial(0) * float("nan")
     with pytest.raises(TrainingError, match="smaller"):
