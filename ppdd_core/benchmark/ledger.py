@@ -24,10 +24,11 @@ class Unit:
     """One or more epochs of teachers, or one step of distillation, that took so long together."""
 
     stage: str  # TEACHERS or DISTILLATION
-    seconds: float
-    units: int = 1
+    seconds: float  # on the clock
+    units: int = 1  # 0: what belongs to no single one, such as the end of processes
     at: int = 0  # steps taken with it; teachers: which one
     convolution: float = 0.0  # GFLOP/s of a convolution in the same process, just before
+    cpu: float = 0.0  # seconds of a core, of this process and of children that have ended
 
 
 class Ledger:
@@ -68,6 +69,17 @@ def total(units: Sequence[Unit], until: int | None = None) -> float:
     return sum(unit.seconds for unit in units if until is None or unit.at <= until)
 
 
+def total_cpu(units: Sequence[Unit], until: int | None = None) -> float:
+    """Return the same in seconds of a core: what other work on the machine changes least."""
+    return sum(unit.cpu for unit in units if until is None or unit.at <= until)
+
+
 def each(units: Sequence[Unit]) -> float:
     """Return the median seconds of one unit; 0 where there is none."""
-    return statistics.median(unit.seconds / unit.units for unit in units) if units else 0.0
+    counted = [unit.seconds / unit.units for unit in units if unit.units]
+    return statistics.median(counted) if counted else 0.0
+
+
+def each_cpu(units: Sequence[Unit]) -> float:
+    """Return the mean seconds of a core for one unit; 0 where there is none."""
+    return total_cpu(units) / max(sum(unit.units for unit in units), 1)

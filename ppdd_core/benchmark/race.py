@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppdd_core.benchmark.ledger import Unit, each, total
+from ppdd_core.benchmark.ledger import Unit, each, each_cpu, total, total_cpu
 from ppdd_core.benchmark.plan import FULL, Plan
 
 
@@ -22,6 +22,7 @@ class Point:
     step: int
     seconds: float
     scores: tuple[float, ...]
+    cpu_seconds: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -32,9 +33,13 @@ class Point:
         """Return it for JSON."""
         sd = round(statistics.stdev(self.scores), 4) if len(self.scores) > 1 else None
         return {
-            "step": self.step, "seconds": round(self.seconds, 1), "balanced_accuracy": round(self.mean, 4),
-            "sd": sd, "networks": len(self.scores),
-        }  # fmt: skip
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "balanced_accuracy": round(self.mean, 4),
+            "sd": sd,
+            "networks": len(self.scores),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,11 @@ class Course:
         """Return the seconds of all work."""
         return total(self.teachers) + total(self.steps)
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Return the seconds of a core of all work."""
+        return total_cpu(self.teachers) + total_cpu(self.steps)
+
     def first_at(self, target: float) -> Point | None:
         """Return the first snapshot that reaches `target`."""
         return next((point for point in self.curve if point.mean >= target), None)
@@ -80,8 +90,10 @@ class Course:
         return {
             "finished": self.finished,
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
             "teachers": {
                 "seconds": round(total(self.teachers), 1),
+                "cpu_seconds": round(total_cpu(self.teachers), 1),
                 "epochs": sum(unit.units for unit in self.teachers),
                 "seconds_per_epoch": round(each(self.teachers), 4),
                 "snapshots": self.snapshots,
@@ -89,6 +101,7 @@ class Course:
             },
             "distillation": {
                 "seconds": round(total(self.steps), 1),
+                "cpu_seconds": round(total_cpu(self.steps), 1),
                 "steps": len(self.steps),
                 "seconds_per_step": round(each(self.steps), 4),
             },
@@ -108,9 +121,15 @@ def course(
     teacher_bytes: int,
 ) -> Course:
     """Return a side's course; a snapshot's seconds are the teachers' and those of the steps up to it."""
-    before = total(teachers)
+    before, cpu_before = total(teachers), total_cpu(teachers)
     curve = tuple(
-        Point(step, before + total(steps, step), tuple(scores[step])) for step in sorted(scores)
+        Point(
+            step,
+            before + total(steps, step),
+            tuple(scores[step]),
+            cpu_before + total_cpu(steps, step),
+        )
+        for step in sorted(scores)
     )
     return Course(teachers, steps, curve, epochs_wanted, steps_wanted, snapshots, teacher_bytes)
 
@@ -129,6 +148,8 @@ def measured(ours: Course, reference: Course) -> dict[str, Any]:
     }
     for name, point in (("time_ratio", first), ("time_ratio_stays", stays)):
         found[name] = round(point.seconds / reference.seconds, 4) if point else None
+    if first and reference.cpu_seconds:
+        found["cpu_time_ratio"] = round(first.cpu_seconds / reference.cpu_seconds, 4)
     found["time_ratio_to_its_first"] = (
         round(first.seconds / itself.seconds, 4) if first and itself else None
     )
@@ -152,7 +173,10 @@ def extrapolated(ours: Course | None, reference: Course, plan: Plan) -> dict[str
             "experts": plan.experts, "epochs": plan.epochs, "iterations": plan.iterations,
         },
     }  # fmt: skip
+    cpu = epochs * each_cpu(reference.teachers) + steps * each_cpu(reference.steps)
+    found["reference_cpu_seconds"] = round(cpu, 1)
     if ours is not None and ours.finished:
+        found["cpu_time_ratio"] = round(ours.cpu_seconds / cpu, 5) if cpu else None
         found["ours_seconds"] = round(ours.seconds, 1)
         found["time_ratio"] = round(ours.seconds / seconds, 5) if seconds else None
         found["teacher_bytes_ratio"] = round(ours.teacher_bytes / size, 5) if size else None

@@ -20,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import resource
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,21 +93,27 @@ class Side:
 
 
 class Watch:
-    """Seconds since the last look, after what was asked of the device is done; and the pace of the machine."""
+    """Time since the last look, after what was asked of the device is done; and the pace of the machine."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._device = device
-        self.peak = convolution_peak(recipe.net.width, recipe.image_size // 2, PEAK_BATCH, device)
-        self._then = now(self._device)
+        self._peak = convolution_peak(recipe.net.width, recipe.image_size // 2, PEAK_BATCH, device)
+        self.restart()
 
     def restart(self) -> None:
         """Forget what passed."""
-        self._then = now(self._device)
+        self._then, self._cpu = now(self._device), _cpu_seconds()
 
-    def lap(self) -> float:
-        """Return the seconds since the last call of either."""
-        before, self._then = self._then, now(self._device)
-        return self._then - before
+    def unit(self, stage: str, *, units: int = 1, at: int = 0) -> Unit:
+        """Return what was done since the last call of either."""
+        then, cpu = self._then, self._cpu
+        self.restart()
+        return Unit(stage, self._then - then, units, at, self._peak, self._cpu - cpu)
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 # ---------------------------------------------------------------------------------------------- ours
@@ -140,8 +148,7 @@ def run_ours(
     _forget_steps_after(side, state.step)
     watch = Watch(recipe, device)
     for reached, progress in distil(run, state):
-        seconds = watch.lap()
-        side.ledger.add(Unit(DISTILLATION, seconds, 1, progress.step, watch.peak))
+        side.ledger.add(watch.unit(DISTILLATION, at=progress.step))
         if progress.step in marks:
             soft_IK = reached.logits_IK
             labels = run.labels_I if soft_IK is None else soft_IK.softmax(1)
@@ -170,7 +177,7 @@ def _our_teachers(
     def note(done: int) -> None:
         nonlocal known
         if done > known:
-            side.ledger.add(Unit(TEACHERS, watch.lap(), done - known, done, watch.peak))
+            side.ledger.add(watch.unit(TEACHERS, units=done - known))
             known = done
 
     def report(progress: StageProgress) -> None:
@@ -179,6 +186,9 @@ def _our_teachers(
 
     teach(images, recipe, side.store.folder, device=device, processes=processes, on_progress=report)
     note(epochs())
+    side.ledger.add(
+        watch.unit(TEACHERS, units=0)
+    )  # children's processor time is known once they have ended
 
 
 # ----------------------------------------------------------------------------------------- reference
@@ -242,7 +252,7 @@ def _experts(
                 number, at, theta_P, dtype="float32", epoch_info=Epoch(math.nan, math.nan), velocity_P=None
             )  # fmt: skip
             if at > 0:
-                side.ledger.add(Unit(TEACHERS, watch.lap(), 1, number, watch.peak))
+                side.ledger.add(watch.unit(TEACHERS, at=number))
             on_progress(TEACHERS, number * plan.epochs + at, plan.experts * plan.epochs)
 
 
@@ -290,12 +300,13 @@ def _steps(
         for optimizer in optimizers:
             optimizer.step()
         finite = math.isfinite(float(loss.detach()))
-        seconds, step = watch.lap(), step + 1
+        step += 1
+        unit = watch.unit(DISTILLATION, at=step)
         if not finite:
             raise BenchmarkError(
                 f"the reference's loss is no number at step {step}; give it a smaller --lr-img or --lr-lr"
             )
-        side.ledger.add(Unit(DISTILLATION, seconds, 1, step, watch.peak))
+        side.ledger.add(unit)
         if step in marks:
             side.snapshots.keep(step, images_ICHW, labels_I, float(lr.detach()))
         if step % CHECKPOINT_STEPS == 0 or step in marks:

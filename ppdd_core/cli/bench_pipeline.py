@@ -218,7 +218,13 @@ def _findings(value: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(
                 f"run ({scale}): ours reached the reference's {target} after {run['ours_first_seconds']:,.0f} s "
-                f"of {run['reference_seconds']:,.0f} s: {run['time_ratio']:.3f} ×; "
+                f"of {run['reference_seconds']:,.0f} s: {run['time_ratio']:.3f} ×"
+                + (
+                    f" ({run['cpu_time_ratio']:.3f} × of processor time)"
+                    if "cpu_time_ratio" in run
+                    else ""
+                )
+                + "; "
                 f"teachers on disk {run['teacher_bytes_ratio']:.3f} ×"
             )
     if more := value.get("extrapolated"):
