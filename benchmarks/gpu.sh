@@ -124,7 +124,7 @@ table_slice() {
     arguments+=(--preset fast --ipc 1 --ipc 10 --seeds 3)
   fi
   within "$limit" "$python" -m ppdd_core.cli sweep "${arguments[@]}" || code=$?
-  if [[ $code == 124 ]]; then
+  if [[ $code == 124 || $code == 137 ]]; then # timed out; 137 where it was slow to stop and had to be killed
     say "the table is not done yet; what was finished is kept in $results/table: run the same again"
     return 3
   fi

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu.sh"
 def script(results: Path, *parts: str, **changed: str | Path) -> subprocess.CompletedProcess[str]:
     wanted = {
         "TOY": "1", "DEVICE": "cpu", "RESULTS": results, "PYTHON": sys.executable, "DATA": "",
-        "PPDD_HOME": results / "home", **changed,
+        "PPDD_HOME": results / "home", "LIMIT": "800", **changed,
     }  # fmt: skip
     given = {name: str(value) for name, value in wanted.items()}
     return subprocess.run(
