@@ -63,8 +63,9 @@ class Measured:
     seconds: tuple[float, ...]  # of each repeat
     peak_bytes: int  # above what the process had before the first repeat
     convolution_peak: float  # GFLOP/s of a 3x3 convolution of this width here
-    work: float  # GFLOP of one repeat, of first order: forward and both backward passes; images for teachers
+    work: float  # GFLOP of the convolutions of one repeat, of first order: forward and both backward passes
     device: str
+    images: int = 0  # of one repeat, teachers
 
     @classmethod
     def from_json(cls, text: str) -> Measured:

@@ -33,21 +33,21 @@ class Standing:
     seconds: float  # median of one repeat
     spread: float  # half the distance between its quartiles
     peak_bytes: int  # largest of a round, of all its processes
-    work_per_second: float  # GFLOP (step) or images (teachers), of all its processes
+    gflops: float  # GFLOP/s of first order, of all its processes
+    images_per_second: float  # teachers: of all its processes
     convolution_peak: float  # GFLOP/s, of all its processes
     device: str
     repeats: int
 
     def to_dict(self, what: str) -> dict[str, Any]:
         """Return it for JSON."""
-        rate = (
-            {"images_per_second": round(self.work_per_second, 1)}
-            if what == "teachers"
-            else {
-                "gflops": round(self.work_per_second, 1),
-                "share_of_convolution_peak": round(self.work_per_second / self.convolution_peak, 3),
-            }
-        )
+        rate = {
+            "gflops": round(self.gflops, 1),
+            "convolution_peak_gflops": round(self.convolution_peak, 1),
+            "share_of_convolution_peak": round(self.gflops / self.convolution_peak, 3),
+        }
+        if what == "teachers":
+            rate["images_per_second"] = round(self.images_per_second, 1)
         return {
             "name": self.name, "seconds": round(self.seconds, 4), "spread": round(self.spread, 4),
             "peak_mib": round(self.peak_bytes / 2**20, 1), **rate, "device": self.device, "repeats": self.repeats,
@@ -77,7 +77,7 @@ def ratios(standings: Sequence[Standing], against: str) -> Mapping[str, dict[str
         one.name: {
             "time": round(one.seconds / base.seconds, 3),
             "peak_memory": round(one.peak_bytes / max(base.peak_bytes, 1), 3),
-            "throughput": round(one.work_per_second / base.work_per_second, 3),
+            "throughput": round(one.gflops / base.gflops, 3),
         }
         for one in standings
     }
@@ -113,7 +113,8 @@ def _standing(one: Contestant, rounds: Sequence[Sequence[Measured]]) -> Standing
         seconds=middle,
         spread=(high - low) / 2,
         peak_bytes=max(sum(found.peak_bytes for found in some) for some in rounds),
-        work_per_second=one.processes * first.work / middle,
+        gflops=one.processes * first.work / middle,
+        images_per_second=one.processes * first.images / middle,
         convolution_peak=max(sum(found.convolution_peak for found in some) for some in rounds),
         device=first.device,
         repeats=len(seconds),

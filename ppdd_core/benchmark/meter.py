@@ -12,34 +12,48 @@ import torch.nn.functional as F
 
 from ppdd_core.benchmark.case import Case, Measured
 
+LEAST_CHANNELS = 64  # with fewer, convolutions are bound by memory: no peak of anything
+GPU_BATCH = 256
 
-def measure(case: Case, once: Callable[[], object], work: float) -> Measured:
+
+def measure(case: Case, once: Callable[[], object], work: float, images: int = 0) -> Measured:
     """Run `once` for warming up and then `case.repeats` times; the peak is that of all of them."""
     device = torch.device(case.device)
     before = _memory(device, begin=True)
     once()
     seconds = []
     for _ in range(case.repeats):
-        began = _now(device)
+        began = now(device)
         once()
-        seconds.append(_now(device) - began)
+        seconds.append(now(device) - began)
     peak = _memory(device) - before
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Measured(tuple(seconds), peak, convolution_peak(case, device), work, name)
+    return Measured(
+        tuple(seconds),
+        peak,
+        convolution_peak(case.width, case.image_size // 2, case.batch, device),
+        work,
+        name,
+        images,
+    )
 
 
-def convolution_peak(case: Case, device: torch.device) -> float:
-    """Return the GFLOP/s of the network's inner convolution, forwards, at half the image size: the best of ten."""
-    side = max(case.image_size // 2, 4)
-    x = torch.randn(case.batch, case.width, side, side, device=device)
-    weight = torch.randn(case.width, case.width, 3, 3, device=device)
+def convolution_peak(width: int, side: int, batch: int, device: torch.device) -> float:
+    """Return the GFLOP/s of a 3x3 convolution, forwards, on this many threads: the best of ten.
+
+    Of at least 64 channels, and on a GPU of at least 256 images: smaller ones keep it waiting.
+    """
+    channels, side = max(width, LEAST_CHANNELS), max(side, 4)
+    batch = max(batch, GPU_BATCH) if device.type == "cuda" else batch
+    x = torch.randn(batch, channels, side, side, device=device)
+    weight = torch.randn(channels, channels, 3, 3, device=device)
     best = float("inf")
     with torch.no_grad():
         for _ in range(10):
-            began = _now(device)
+            began = now(device)
             F.conv2d(x, weight, padding=1)
-            best = min(best, _now(device) - began)
-    return 2 * 9 * case.width**2 * case.batch * side**2 / best / 1e9
+            best = min(best, now(device) - began)
+    return 2 * 9 * channels**2 * batch * side**2 / best / 1e9
 
 
 def convolution_work(case: Case) -> float:
@@ -51,7 +65,13 @@ def convolution_work(case: Case) -> float:
     return 3 * total * case.batch / 1e9
 
 
-def _now(device: torch.device) -> float:
+def epoch_work(case: Case, images: int) -> float:
+    """Return the GFLOP of so many images through the network, forwards and both ways backwards."""
+    return convolution_work(case) / case.batch * images
+
+
+def now(device: torch.device) -> float:
+    """Return a time in seconds, after the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 
 from ppdd_core.benchmark import reference
 from ppdd_core.benchmark.case import Case, Measured
-from ppdd_core.benchmark.meter import measure
+from ppdd_core.benchmark.meter import epoch_work, measure
 from ppdd_core.benchmark.step import LR
 from ppdd_core.config import NetConfig, TeacherConfig
 from ppdd_core.data.distilled import Normalisation
@@ -42,7 +42,8 @@ def run(case: Case) -> Measured:
             0, real.to(device), few.to(device), TrajectoryStore(Path(folder)), net, config, config.epochs, 0, device
         )  # fmt: skip
         next(epochs)  # the first parameters
-        return measure(case, lambda: next(epochs), float(len(real.labels_R)))
+        count = len(real.labels_R)
+        return measure(case, lambda: next(epochs), epoch_work(case, count), count)
 
 
 def random_images(case: Case) -> RealImages:

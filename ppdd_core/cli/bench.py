@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -16,8 +16,13 @@ from rich.text import Text
 
 from ppdd_core.benchmark.case import Case, check_reference
 from ppdd_core.benchmark.compare import Contestant, Standing, compare, ratios, same_gradient
+from ppdd_core.benchmark.plot import Group as Bars
+from ppdd_core.benchmark.plot import bars
+from ppdd_core.cli.bench_ingest import Plot, ingest
+from ppdd_core.cli.bench_pipeline import pipeline
 from ppdd_core.cli.console import JsonOption, emit, err, progress_bar
 from ppdd_core.config import Engine
+from ppdd_core.data.files import write_atomically
 from ppdd_core.errors import BadConfigError
 
 app = typer.Typer(
@@ -60,6 +65,7 @@ def step(
     repeats: Repeats = 3,
     rounds: Rounds = 2,
     device: Device = "cpu",
+    plot: Plot = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time one distillation step and its peak memory: J student steps and the gradients through them."""
@@ -81,7 +87,7 @@ def step(
         contestants.append(Contestant("MTT", replace(case, side="reference")))
     title = f"a step of {student_steps_of(case)}"
     _run(
-        title, "step", contestants, rounds, "MTT" if reference else "ours", as_json=as_json,
+        title, "step", contestants, rounds, "MTT" if reference else "ours", plot, as_json=as_json,
         alike=[contestants[-1], contestants[0]] if reference else [],
     )  # fmt: skip
 
@@ -97,6 +103,7 @@ def teachers(
     repeats: Repeats = 2,
     rounds: Rounds = 2,
     device: Device = "cpu",
+    plot: Plot = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the images per second of teacher training, with augmentation, on all cores."""
@@ -113,7 +120,19 @@ def teachers(
         if cores > 1:
             contestants.append(Contestant("MTT, one a core", other, cores, one_each))
     title = f"teachers: ConvNet D{depth} W{width}, {size} px, mini-batches of {batch}, {images} images an epoch"
-    _run(title, "teachers", contestants, rounds, "MTT" if reference else "ours", as_json=as_json)
+    _run(
+        title,
+        "teachers",
+        contestants,
+        rounds,
+        "MTT" if reference else "ours",
+        plot,
+        as_json=as_json,
+    )
+
+
+app.command("ingest")(ingest)
+app.command("pipeline")(pipeline)
 
 
 # ------------------------------------------------------------------------------------------- shared
@@ -158,6 +177,7 @@ def _run(
     contestants: Sequence[Contestant],
     rounds: int,
     against: str,
+    plot: Path | None,
     *,
     as_json: bool,
     alike: Sequence[Contestant] = (),
@@ -178,26 +198,53 @@ def _run(
     }
     if agreement:
         value["relative_difference_of_gradients"] = agreement[contestants[0].name]
+    if plot is not None:
+        write_atomically(plot, _bars(title, what, standings, shares, against).encode())
     emit(value, as_json=as_json, render=_table(title, what, standings, shares, agreement))
+
+
+def _bars(
+    title: str,
+    what: str,
+    standings: Sequence[Standing],
+    shares: Mapping[str, Mapping[str, float]],
+    against: str,
+) -> str:
+    heading, share = (
+        ("time of a step", "time") if what == "step" else ("images per second", "throughput")
+    )
+    groups = [
+        Bars(
+            f"{text}, as a share of that of {against}",
+            [(one.name, shares[one.name][key], f"{shares[one.name][key]:.2f} ×") for one in standings],
+        )
+        for text, key in ((heading, share), ("peak memory", "peak_memory"))
+    ]  # fmt: skip
+    return bars(title, groups, f"on {standings[0].device}; medians")
 
 
 def _table(
     title: str, what: str, standings: Sequence[Standing], shares: Any, agreement: dict[str, float]
 ) -> RenderableType:
-    rate, share, word = "GFLOP/s", "time", "time"
-    if what == "teachers":
-        rate, share, word = "images/s", "throughput", "speed"
+    share, word = ("time", "time") if what == "step" else ("throughput", "speed")
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in ("seconds", rate, "peak MiB", f"{word} ×", "mem ×"):
+    rates = ["GFLOP/s", "of peak"] if what == "step" else ["images/s", "GFLOP/s", "of peak"]
+    for name in ("seconds", *rates, "peak MiB", f"{word} ×", "mem ×"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in standings:
         table.add_row(
-            one.name, f"{one.seconds:.3f} ± {one.spread:.3f}", f"{one.work_per_second:.1f}",
+            one.name, f"{one.seconds:.3f} ± {one.spread:.3f}",
+            *([f"{one.images_per_second:.0f}"] if what == "teachers" else []),
+            f"{one.gflops:.1f}", f"{one.gflops / one.convolution_peak:.0%}",
             f"{one.peak_bytes / 2**20:,.0f}", f"{shares[one.name][share]:.2f}",
             f"{shares[one.name]['peak_memory']:.2f}",
         )  # fmt: skip
-    notes = [f"median ± half the distance between the quartiles; on {standings[0].device}"]
+    peak = max(one.convolution_peak for one in standings)
+    notes = [
+        f"median ± half the distance between the quartiles; on {standings[0].device}",
+        f"of peak: of a 3x3 convolution's GFLOP/s, measured in the same processes (at most {peak:.0f})",
+    ]
     if agreement:
         notes.append(
             f"the same gradients as MTT's, in float64, to {max(agreement.values()):.1e} (relative)"

@@ -127,7 +127,7 @@ def cached_images(
         found = _open_entry(cache_dir / key)
         if found is None:
             with building_folder(cache_dir) as (folder, descriptor):
-                _build(
+                hashed = _build(
                     folder,
                     source,
                     entries,
@@ -137,7 +137,7 @@ def cached_images(
                     processes=processes,
                     on_done=lambda done: progress((total + 9 * done) // 10, total),
                 )
-                found = _publish(folder, descriptor, cache_dir / key)
+                found = _publish(folder, descriptor, cache_dir / key, hashed)
         if [source.stamp(entry.name) for entry in entries] == stamps:
             write_atomically(seen, key.encode())
     except OSError as fault:
@@ -183,8 +183,8 @@ def _build(
     image_size: int,
     processes: int | None,
     on_done: Callable[[int], None],
-) -> None:
-    """Write pixels.npy, index.json and sums.json of a new entry into `folder`."""
+) -> str:
+    """Write pixels.npy, index.json and sums.json of a new entry into `folder`; return the digest of the pixels."""
     expected = {entry.name: digest for entry, digest in zip(entries, digests, strict=True)}
 
     def read(name: str) -> bytes:
@@ -208,9 +208,8 @@ def _build(
             for done, (at, outcome) in enumerate(outcomes, start=1):
                 if isinstance(outcome, Decoded):
                     # written, not mapped: a full disk is then an error and not a SIGBUS
-                    os.pwrite(file.fileno(), outcome.pixels_SS.tobytes(), _HEADER + at * step)
-                    counts = np.bincount(outcome.pixels_SS.ravel(), minlength=256)
-                    histograms[entries[at].label] += counts
+                    os.pwrite(file.fileno(), outcome.pixels_SS.data, _HEADER + at * step)
+                    histograms[entries[at].label] += outcome.counts
                     records[at] = _record(entries[at], digests[at], outcome)
                 else:
                     reasons[at] = str(outcome)
@@ -235,9 +234,11 @@ def _build(
         "pixels": hashlib.sha256(pixels_RHW.data).hexdigest(),
     }
     write_atomically(folder / "sums.json", json.dumps(sums).encode())
+    return sums["pixels"]
 
 
 def _record(entry: Entry, digest: str, image: Decoded) -> Record:
+    levels = image.counts.nonzero()[0]
     return Record(
         name=entry.name,
         label=entry.label,
@@ -248,8 +249,8 @@ def _record(entry: Entry, digest: str, image: Decoded) -> Record:
         height=image.height,
         bits=image.bits,
         extreme=round(image.extreme, 4),
-        low=int(image.pixels_SS.min()),
-        high=int(image.pixels_SS.max()),
+        low=int(levels[0]),
+        high=int(levels[-1]),
     )
 
 
@@ -312,7 +313,8 @@ def _hold(images: CachedImages, descriptor: int) -> None:
     weakref.finalize(mapped, os.close, descriptor)
 
 
-def _read_entry(folder: Path) -> CachedImages | None:
+def _read_entry(folder: Path, hashed: str | None = None) -> CachedImages | None:
+    """Return what a folder holds if it is whole; `hashed` is the digest of pixels that this process has just read."""
     try:
         sums = json.loads((folder / "sums.json").read_bytes())
         if _sha256(folder / "index.json") != sums["index"]:
@@ -320,7 +322,7 @@ def _read_entry(folder: Path) -> CachedImages | None:
         index: dict[str, Any] = json.loads((folder / "index.json").read_bytes())
         pixels_RHW = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         whole = pixels_RHW.dtype == np.uint8 and len(pixels_RHW) == len(index["records"])
-        if not whole or hashlib.sha256(pixels_RHW.data).hexdigest() != sums["pixels"]:
+        if not whole or (hashed or hashlib.sha256(pixels_RHW.data).hexdigest()) != sums["pixels"]:
             return None
         return CachedImages(
             pixels_RHW=np.asarray(pixels_RHW),
@@ -333,7 +335,7 @@ def _read_entry(folder: Path) -> CachedImages | None:
         return None  # whatever is wrong with it: make it anew
 
 
-def _publish(folder: Path, descriptor: int, entry: Path) -> CachedImages:
+def _publish(folder: Path, descriptor: int, entry: Path, hashed: str) -> CachedImages:
     """Give the finished and locked folder its name; where another process was first, use what it made."""
     for _ in range(3):
         try:
@@ -349,7 +351,9 @@ def _publish(folder: Path, descriptor: int, entry: Path) -> CachedImages:
                 shutil.rmtree(doomed, ignore_errors=True)
         else:
             _sync_folder(entry.parent)
-            if (made := _read_entry(entry)) is not None:  # nobody removes it: it is locked as ours
+            if (
+                made := _read_entry(entry, hashed)
+            ) is not None:  # nobody removes it: it is locked as ours
                 _hold(made, os.dup(descriptor))
                 return made
             break

@@ -3,7 +3,9 @@
 `decode_all` is the parent's side, `serve` what a child runs. What decoding means is in `images.py`.
 Measured on 112 x 112 JPEGs: threads gain nothing (the time is Python's, under its lock), processes scale.
 
-A child reads requests on stdin and answers on stdout; both are framed by a fixed header.
+A child reads requests on stdin and answers on stdout; both are framed by a fixed header. A request is a batch of small
+files: one at a time, handing them over took longer than decoding them. The child reads all of a batch before it answers
+the first, so that neither side ever waits for the other to read.
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ppdd_core.data.images import Decoded, decode
+from ppdd_core.data.images import Decoded, decode, decode_in_silence
 from ppdd_core.data.names import shown
 from ppdd_core.errors import BadImageError
 
 SECONDS_PER_IMAGE = 60
 MEMORY_BYTES = 4 * 2**30  # address space of a child
 MAX_CHILDREN = 16
+BUFFER = 2**20  # bytes of a pipe read or written at once
 IMAGES_PER_CHILD = 48  # below this a second child starts for nothing (0.3 s each)
 
+BATCH_IMAGES, BATCH_BYTES = 32, 2**20  # a batch ends with the image that reaches either
+
+_BATCH = struct.Struct("<I")  # images
 _REQUEST = struct.Struct("<QI")  # bytes of data, bytes of name
 _ANSWER = struct.Struct("<BI")  # 1 decoded or 0 refused, bytes that follow
-_FACTS = struct.Struct("<IIBd")  # width, height, bits, extreme
+_FACTS = struct.Struct("<IIBd")  # width, height, bits, extreme; then 256 counts, then the pixels
+_COUNTS = 256 * 4
 
 Outcome = Decoded | BadImageError
 
@@ -57,43 +64,47 @@ def decode_all(
     """
     if processes == 0:
         for at, name in enumerate(names):
-            yield (
-                at,
-                _attempt(
-                    name, read, lambda name, data: decode(data, name=name, image_size=image_size)
-                ),
-            )
+            try:
+                yield at, decode(read(name), name=name, image_size=image_size)
+            except BadImageError as fault:
+                yield at, fault
         return
     count = max(1, min(processes or _usable_cores(), -(-len(names) // IMAGES_PER_CHILD)))
     children = [_Child(image_size) for _ in range(count)]
-    results: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
-    room = threading.Semaphore(4 * count)
+    results: queue.SimpleQueue[list[tuple[int, Outcome]] | BaseException] = queue.SimpleQueue()
+    room = threading.Semaphore(2 * count)
     positions = iter(range(len(names)))
     lock, stopping = threading.Lock(), threading.Event()
+
+    def take() -> int | None:
+        with lock:
+            return next(positions, None)
 
     def work(child: _Child) -> None:
         while True:
             room.acquire()
-            with lock:
-                at = next(positions, None)
-            if at is None or stopping.is_set():
+            if stopping.is_set():
                 return
             try:
-                results.put((at, _attempt(names[at], read, child.decode)))
+                if not (batch := _next_batch(take, names, read)):
+                    return
+                results.put(child.decode_batch(names, batch))
             except BaseException as fault:  # handed to the caller's thread, which raises it
-                results.put((at, fault))
+                results.put(fault)
                 return
 
     threads = [threading.Thread(target=work, args=(child,), daemon=True) for child in children]
     try:
         for thread in threads:
             thread.start()
-        for _ in names:
-            at, outcome = results.get()
+        left = len(names)
+        while left:
+            outcomes = results.get()
             room.release()
-            if isinstance(outcome, BaseException) and not isinstance(outcome, BadImageError):
-                raise outcome
-            yield at, outcome
+            if isinstance(outcomes, BaseException):
+                raise outcomes
+            left -= len(outcomes)
+            yield from outcomes
     finally:
         stopping.set()
         room.release(count)
@@ -104,19 +115,29 @@ def decode_all(
                 thread.join()
 
 
+def _next_batch(
+    take: Callable[[], int | None], names: Sequence[str], read: Callable[[str], bytes]
+) -> list[tuple[int, bytes | BadImageError]]:
+    """Return the next positions with what is to be decoded, or why it cannot be read."""
+    batch: list[tuple[int, bytes | BadImageError]] = []
+    size = 0
+    while len(batch) < BATCH_IMAGES and size < BATCH_BYTES:
+        if (at := take()) is None:
+            break
+        try:
+            data = read(names[at])
+        except BadImageError as fault:
+            batch.append((at, fault))
+        else:
+            size += len(data)
+            batch.append((at, data))
+    return batch
+
+
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(MAX_CHILDREN, len(os.sched_getaffinity(0)))
     return min(MAX_CHILDREN, os.cpu_count() or 1)
-
-
-def _attempt(
-    name: str, read: Callable[[str], bytes], decode_one: Callable[[str, bytes], Decoded]
-) -> Outcome:
-    try:
-        return decode_one(name, read(name))
-    except BadImageError as fault:
-        return fault
 
 
 class _Child:
@@ -127,25 +148,51 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock, self._closed = threading.Lock(), False
 
-    def decode(self, name: str, data: bytes) -> Decoded:
-        """Return the image, or raise BadImageError with the reason, death of the child included."""
-        process = self._running()
+    def decode_batch(
+        self, names: Sequence[str], batch: Sequence[tuple[int, bytes | BadImageError]]
+    ) -> list[tuple[int, Outcome]]:
+        """Return an outcome for each; where an image kills the child, another one goes on behind it."""
+        found: list[tuple[int, Outcome]] = [
+            (at, data) for at, data in batch if isinstance(data, BadImageError)
+        ]
+        waiting = [(at, data) for at, data in batch if not isinstance(data, BadImageError)]
+        while waiting:
+            process = self._running()
+            done = self._ask(process, [(names[at], data) for at, data in waiting])
+            found += [(at, outcome) for (at, _), outcome in zip(waiting, done, strict=False)]
+            waiting = waiting[len(done) :]
+            if waiting:
+                (at, _), *waiting = waiting
+                fault = BadImageError(f"{shown(names[at])} {self._obituary(process)}")
+                found.append((at, fault))
+        return found
+
+    def _ask(
+        self, process: subprocess.Popen[bytes], images: Sequence[tuple[str, bytes]]
+    ) -> list[Outcome]:
+        """Return the outcomes of as many images, from the first on, as the child lived for."""
         assert process.stdin is not None
         assert process.stdout is not None
-        label = name.encode(errors="replace")
+        found: list[Outcome] = []
         try:
-            process.stdin.write(_REQUEST.pack(len(data), len(label)) + label)
-            process.stdin.write(data)
+            parts = [_BATCH.pack(len(images))]
+            for name, data in images:
+                label = name.encode(errors="replace")
+                parts += [_REQUEST.pack(len(data), len(label)), label, data]
+            process.stdin.write(b"".join(parts))
             process.stdin.flush()
-            answer = process.stdout.read(_ANSWER.size)
-            if len(answer) == _ANSWER.size:
+            while len(found) < len(images):
+                answer = process.stdout.read(_ANSWER.size)
+                if len(answer) < _ANSWER.size:
+                    break
                 good, size = _ANSWER.unpack(answer)
                 payload = process.stdout.read(size)
-                if len(payload) == size:
-                    return _unpack(good, payload, self._image_size)
+                if len(payload) < size:
+                    break
+                found.append(_unpack(good, payload, self._image_size))
         except (BrokenPipeError, ValueError):  # ValueError: closed by `close` in another thread
             pass
-        raise BadImageError(f"{shown(name)} {self._obituary(process)}")
+        return found
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -187,6 +234,7 @@ def _start(image_size: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        bufsize=BUFFER,
         env={**os.environ, **single, "PYTHONPATH": path},
     )
 
@@ -211,16 +259,21 @@ def serve(image_size: int) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while len(header := requests.read(_REQUEST.size)) == _REQUEST.size:
-        data_size, name_size = _REQUEST.unpack(header)
-        name = requests.read(name_size).decode()
-        data = requests.read(data_size)
-        signal.alarm(SECONDS_PER_IMAGE)  # kills this process even inside a decoder's C code
-        try:
-            _answer(answers, 1, _pack(decode(data, name=name, image_size=image_size)))
-        except BadImageError as fault:
-            _answer(answers, 0, str(fault).encode(errors="replace"))
-        signal.alarm(0)
+    while len(header := requests.read(_BATCH.size)) == _BATCH.size:
+        (count,) = _BATCH.unpack(header)
+        images = []
+        for _ in range(count):
+            data_size, name_size = _REQUEST.unpack(requests.read(_REQUEST.size))
+            name = requests.read(name_size).decode()
+            images.append((name, requests.read(data_size)))
+        for name, data in images:
+            signal.alarm(SECONDS_PER_IMAGE)  # kills this process even inside a decoder's C code
+            try:
+                decoded = decode_in_silence(data, name=name, image_size=image_size)
+                _answer(answers, 1, _pack(decoded))
+            except BadImageError as fault:
+                _answer(answers, 0, str(fault).encode(errors="replace"))
+            signal.alarm(0)
 
 
 def _answer(answers: BinaryIO, good: int, payload: bytes) -> None:
@@ -230,12 +283,13 @@ def _answer(answers: BinaryIO, good: int, payload: bytes) -> None:
 
 def _pack(image: Decoded) -> bytes:
     facts = _FACTS.pack(image.width, image.height, image.bits, image.extreme)
-    return facts + image.pixels_SS.tobytes()
+    return facts + image.counts.tobytes() + image.pixels_SS.tobytes()
 
 
-def _unpack(good: int, payload: bytes, image_size: int) -> Decoded:
+def _unpack(good: int, payload: bytes, image_size: int) -> Outcome:
     if not good:
-        raise BadImageError(payload.decode(errors="replace"))
+        return BadImageError(payload.decode(errors="replace"))
     width, height, bits, extreme = _FACTS.unpack_from(payload)
-    pixels = np.frombuffer(payload, dtype=np.uint8, offset=_FACTS.size)
-    return Decoded(pixels.reshape(image_size, image_size), width, height, bits, extreme)
+    counts = np.frombuffer(payload, dtype=np.uint32, count=256, offset=_FACTS.size)
+    pixels = np.frombuffer(payload, dtype=np.uint8, offset=_FACTS.size + _COUNTS)
+    return Decoded(pixels.reshape(image_size, image_size), counts, width, height, bits, extreme)

@@ -1,7 +1,6 @@
-"""`ppdd bench` at the keyboard: ours alone, beside another side, and what it says when a side fails.
+"""`ppdd bench step` and `teachers` at the keyboard: ours alone, beside another side, and what they say when one fails.
 
-The other side here is a stand-in with the names of the MTT code, written for this test: the real one is not ours to
-ship. That ours agrees with the real one is measured and in docs/results.
+The other side here is a stand-in. That ours agrees with the real one is measured and in docs/results.
 """
 
 from __future__ import annotations
@@ -18,59 +17,12 @@ from ppdd_core.benchmark.case import Case
 from ppdd_core.benchmark.compare import Contestant, compare, same_gradient
 from ppdd_core.cli.main import main
 from ppdd_core.errors import BadConfigError, BenchmarkError
+from tests.core.benchmark.stand_in import NETWORKS
 
 TINY = [
     "--size", "8", "--width", "3", "--depth", "1", "--batch", "4", "--repeats", "1", "--rounds", "1",
     "--json",
 ]  # fmt: skip
-
-NETWORKS = """
-from torch import nn
-
-class ConvNet(nn.Sequential):
-    def __init__(self, *, channel, num_classes, net_width, net_depth, im_size, **_):
-        blocks = []
-        for depth in range(net_depth):
-            blocks += [nn.Conv2d(net_width if depth else channel, net_width, 3, padding=3 - 2 * bool(depth)),
-                       nn.GroupNorm(net_width, net_width), nn.ReLU(), nn.AvgPool2d(2)]
-        side = im_size[0] >> net_depth
-        super().__init__(*blocks, nn.Flatten(), nn.Linear(net_width * side * side, num_classes))
-"""
-FLAT = """
-import torch
-
-class ReparamModule:
-    def __init__(self, net):
-        self.net = net
-
-    def __call__(self, x, flat_param):
-        sizes = [p.numel() for p in self.net.parameters()]
-        parts = torch.split(flat_param, sizes)
-        named = {name: part.view(p.shape) for (name, p), part in zip(self.net.named_parameters(), parts)}
-        return torch.func.functional_call(self.net, named, (x,))
-"""
-UTILS = """
-import kornia  # as in the real one: not installed here, and not used
-
-class ParamDiffAug:
-    pass
-
-def DiffAugment(x, strategy, param):
-    return x * 1.0
-
-def epoch(mode, loader, net, optimizer, criterion, args, aug):
-    for x, y in loader:
-        optimizer.zero_grad()
-        criterion(net(DiffAugment(x, args.dsa_strategy, args.dsa_param)), y).backward()
-        optimizer.step()
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path) -> Path:
-    for name, text in (("networks", NETWORKS), ("reparam_module", FLAT), ("utils", UTILS)):
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-    return tmp_path
 
 
 def code(*arguments: str) -> object:
@@ -90,6 +42,8 @@ def test_a_step_alone_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     (one,) = found["results"]
     assert one["name"] == "ours" and one["seconds"] > 0 and one["ratio"]["time"] == 1.0
     assert "relative_difference_of_gradients" not in found
+    assert one["gflops"] > 0 and one["convolution_peak_gflops"] > 0
+    assert one["share_of_convolution_peak"] >= 0
 
 
 def test_a_step_beside_the_other_side_has_its_gradients(
@@ -110,11 +64,20 @@ def test_a_side_that_computes_something_else_is_noticed(stand_in: Path, tmp_path
     assert found["MTT"] == 0 and found["ours"] > 1e-3
 
 
-def test_teachers_are_counted_in_images_a_second(
-    capsys: pytest.CaptureFixture[str], stand_in: Path, monkeypatch: pytest.MonkeyPatch
+def test_teachers_are_counted_in_images_a_second_and_drawn(
+    capsys: pytest.CaptureFixture[str],
+    stand_in: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    found = run(capsys, "teachers", *TINY, "--images", "8", "--reference", str(stand_in))
+    plot = tmp_path / "bars.svg"
+    found = run(
+        capsys, "teachers", *TINY, "--images", "8", "--reference", str(stand_in), "--plot", str(plot)
+    )  # fmt: skip
+    assert all("share_of_convolution_peak" in one for one in found["results"])
+    drawn = plot.read_text(encoding="utf-8")
+    assert "images per second, as a share of that of MTT" in drawn and "peak memory" in drawn
     assert [one["name"] for one in found["results"]] == ["ours", "MTT"]
     assert all(one["images_per_second"] > 0 for one in found["results"])
 

@@ -214,7 +214,7 @@ def test_a_step_of_the_paper_fits_a_gpu() -> None:
     )
     torch.cuda.reset_peak_memory_stats()
     matched = reverse(
-        net, start_P, start_P * 1.01, images_ICHW, torch.arange(40, device=device) % 4,
+        net, start_P, start_P * 1.01, images_ICHW, F.one_hot(torch.arange(40, device=device) % 4, 4).float(),
         torch.tensor(0.01, device=device), plan, mask("signed_ratio", 0.1),
     )  # fmt: skip
     assert torch.isfinite(matched.grad_images_ICHW).all()
