@@ -127,7 +127,7 @@ def _entries_of_cells(
 
 def _entries_of_real(plan: Plan, out: Path, failures: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
-    for one in plan.real:
+    for one in sorted(plan.real, key=lambda one: list(REAL).index(one.method)):
         report = finished(one.piece, out)
         of = f", {one.variant}" if one.variant else ""
         found.append(
