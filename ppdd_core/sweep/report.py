@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ppdd_core.data.files import json_bytes, write_atomically
+from ppdd_core.detector.wording import mean_sd
 from ppdd_core.sweep.grid import Grid
 from ppdd_core.sweep.page import (
     Block,
@@ -33,7 +34,6 @@ from ppdd_core.sweep.svg import Point, Series, bytes_text, plot
 from ppdd_core.sweep.table import (
     BEST,
     curves,
-    mean_sd,
     provenance,
     sheets,
     summarise,
@@ -405,7 +405,7 @@ def _sheets(plan: Plan, out: Path, seed: int, figures: Mapping[str, Any]) -> lis
     if not found:
         return []
     each = max(1, min(STEPS_SHOWN, MOST_SHEETS // len(found)))
-    classes = next((c["result"]["classes"] for c in figures["cells"] if c["result"]), [])
+    classes: list[str] = next((c["result"]["classes"] for c in figures["cells"] if c["result"]), [])
     names = f": {', '.join(classes)}" if classes else ""
     blocks: list[Block] = [
         Heading("Distilled images on the way"),

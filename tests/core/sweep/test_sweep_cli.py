@@ -1,16 +1,12 @@
-"""`ppdd sweep` at the keyboard: its options, its output, and refusals in plain words."""
+"""`ppdd sweep` at the keyboard: refusals in plain words."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
 from ppdd_core.cli.main import main
-from tests.core.sweep.conftest import TOY, Ground
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +19,6 @@ def ppdd(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
-
-
-def toy() -> list[str]:
-    return [f"--set={name}={value}" for name, value in TOY.items()]
 
 
 @pytest.mark.parametrize(
@@ -49,13 +41,12 @@ def toy() -> list[str]:
     ],
 )
 def test_wrong_usage_is_code_2_and_says_what(
-    ground: Ground,
     tmp_path: Path,
     arguments: list[str],
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert ppdd("sweep", "--data", ground.images, "--out", tmp_path / "run", *arguments) == 2
+    assert ppdd("sweep", "--data", tmp_path, "--out", tmp_path / "run", *arguments) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
@@ -66,33 +57,3 @@ def test_images_that_are_not_there_are_named(
     code = ppdd("sweep", "--data", tmp_path / "none.zip", "--out", tmp_path / "run", "--ipc", 1)
     assert code == 1
     assert "none.zip" in capsys.readouterr().err
-
-
-def test_a_failed_cell_is_said_and_the_exit_code_says_so_too(
-    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = Path(shutil.copytree(ground.whole, tmp_path / "run"))
-    arguments = [
-        "sweep", "--data", ground.images, "--out", out, "--ipc", 1, "--sigma", 0.1, "--seeds", 1, "--device", "cpu",
-        "--no-calibrate", "--baseline", "full_data", "--report", tmp_path / "report", *toy(),
-    ]  # fmt: skip
-    assert ppdd(*arguments) == 0
-    printed = capsys.readouterr()
-    assert "all real images" in printed.out
-    assert "report.html" in printed.out
-    assert printed.err == ""  # nothing was left to do
-    assert (tmp_path / "report/report.html").exists()
-
-    bad = ["--variant", "bad:distill.max_loss=0.0001", "--json"]
-    assert ppdd(*arguments, *bad) == 1
-    printed = capsys.readouterr()
-    value = json.loads(printed.out)
-    assert [cell["label"] for cell in value["figures"]["cells"] if cell["why"]] == [
-        "distilled, bad, σ 0.1"
-    ]
-    assert "1 of the grid's cells failed: distillation diverges" in printed.err
-    assert str(tmp_path) not in value["command"]
-    words = shlex.split(value["command"])
-    assert words[:4] == ["ppdd", "sweep", "--data", "images"]
-    assert "bad:distill.max_loss=0.0001" in words
-    assert f"distill.iterations={TOY['distill.iterations']}" in words
