@@ -38,9 +38,9 @@ fix: $(STAMP) ## format, mend what can be mended, write the generated pages anew
 bench: $(STAMP) ## time and peak memory of one distillation step, by engine and number of student steps
 	$(BIN)/ppdd bench step --engine reverse --engine unroll --steps 5 --steps 20 $(ARGS)
 
-evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; writes docs/results (goes on where it stopped)
+evidence: $(STAMP) ## distilled against real images, three seeds, on DATA=PATH; report in runs/evidence (goes on where it stopped)
 	@test -n "$(DATA)" || { echo "Which X-rays? For example: make evidence DATA=xrays.zip ARGS='--where hospital=a'" >&2; exit 2; }
-	$(BIN)/python benchmarks/evidence.py --data "$(DATA)" --ipc 1 --ipc 5 --seeds 3 $(ARGS)
+	$(BIN)/ppdd sweep --data "$(DATA)" --out runs/evidence --ipc 1 --ipc 5 --sigma 0 --sigma 0.1 --seeds 3 $(ARGS)
 
 docs-screenshots: $(STAMP) ## take the guides' pictures anew, on drawn X-rays (some ten minutes; needs chromium)
 	$(BIN)/python -m docs.screenshots

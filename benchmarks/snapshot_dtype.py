@@ -1,6 +1,6 @@
 """What a smaller snapshot dtype costs: the error of the teacher's way θ_{i+K} - θ_i, as a share of that way.
 
-    python benchmarks/snapshot_dtype.py runs/evidence/seed0/teachers --teacher-epochs 2
+    python benchmarks/snapshot_dtype.py runs/evidence/teachers/seed0-DIGEST --teacher-epochs 2
 
 The matching loss is measured in units of that way, so an error of 0.01 puts a floor of 0.0001 under it.
 """

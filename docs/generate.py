@@ -343,6 +343,7 @@ PHRASES = {
     "ppdd_core/package": "distilled set to signed package, and back",
     "ppdd_core/data": "hospital images to a dataset, and what distillation makes of it",
     "ppdd_core/nets": "networks as pure functions of one flat parameter vector",
+    "ppdd_core/sweep": "many distillations side by side, in one report",
     "ppdd_core/teachers": "dataset to trajectories",
     "ppdd_core/distill": "trajectories to a distilled set: Algorithm 1",
     "ppdd_core/privacy": "real images against a distilled set: the privacy report",

@@ -20,6 +20,7 @@ from ppdd_core.cli.console import JsonOption, bar_columns, emit, err, parse_pair
 from ppdd_core.cli.dataset import parse_where
 from ppdd_core.config import Recipe
 from ppdd_core.data.files import ppdd_home
+from ppdd_core.detector.wording import METHODS, mean_sd
 from ppdd_core.errors import BadConfigError, PpddError
 from ppdd_core.presets import PRESETS, preset
 
@@ -374,15 +375,6 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
-METHODS = {
-    "distilled": "distilled",
-    "mtt_unpruned": "distilled, nothing pruned (MTT)",
-    "random_real": "random real images",
-    "k_centre": "k-centre real images",
-    "full_data": "all real images",
-}
-
-
 def summary_table(result: Result) -> RenderableType:
     """Return a finished run for people: how good, how private, where it lies."""
     verdict = result.privacy["verdict"]
@@ -415,14 +407,6 @@ def evaluation_table(title: str, summary: Sequence[Mapping[str, Any]]) -> Table:
             style="bold" if row["method"] in ("distilled", "mtt_unpruned") else None,
         )
     return table
-
-
-def mean_sd(value: Mapping[str, float | None]) -> str:
-    """Return `0.812 ± 0.013`; a dash for a figure that does not exist."""
-    if value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
-    return f"{value['mean']:.3f}{spread}"
 
 
 def _site_and_name(site: str, name: str) -> tuple[str, str]:

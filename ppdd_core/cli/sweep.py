@@ -25,6 +25,7 @@ from rich.text import Text
 from ppdd_core.cli.console import FAILED, JsonOption, complain, emit, err, parse_pairs
 from ppdd_core.cli.dataset import parse_where
 from ppdd_core.cli.distill import Device, Set, TestWhere, Where, resumes_when_there_is_room
+from ppdd_core.detector.wording import mean_sd
 from ppdd_core.errors import BadConfigError
 from ppdd_core.presets import PRESETS
 
@@ -231,8 +232,6 @@ def _bar() -> Iterator[Callable[[Standing], None]]:
 
 
 def _summary(value: Mapping[str, Any], folder: Path) -> RenderableType:
-    from ppdd_core.sweep.table import mean_sd
-
     figures = value["figures"]
     table = Table(
         "trained on", "per class", "networks", "accuracy", "balanced accuracy", "macro AUROC",

@@ -132,13 +132,9 @@ class Grid:
 
 
 def parse_variant(text: str) -> Variant:
-    """Return the variant written as NAME:KEY=VALUE,KEY=VALUE; BadConfigError for other forms.
-
-    A comma divides where KEY= follows it, so that values may hold commas.
-    """
+    """Return the variant written as NAME:KEY=VALUE,KEY=VALUE; BadConfigError for other forms."""
     name, colon, rest = text.partition(":")
-    parts = re.split(r",(?=[a-z_.]+=)", rest)
-    pairs = [part.partition("=") for part in parts]
+    pairs = [part.partition("=") for part in rest.split(",")]
     if not colon or not all(equals and key.strip() for key, equals, _ in pairs):
         raise BadConfigError(f"--variant {text!r}: write it as NAME:KEY=VALUE,KEY=VALUE")
     if not _NAME.fullmatch(name):

@@ -6,6 +6,7 @@ Whatever comes from outside (names of variants, reasons, a command) is text: esc
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class Strip:
 
 Block = Heading | Paragraph | Table | Drawing | Strip
 
+LONG = 60  # letters of a cell that is wrapped
+_FIGURE = re.compile(r"[\d–-]")
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d252d; --soft: #55606c; --line: #d8dee4; --paper: #fff; --band: #f4f6f8; }
 @media (prefers-color-scheme: dark) {
@@ -78,15 +82,18 @@ p { max-width: 46rem; } p.command { font-family: ui-monospace, monospace; font-s
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8.5rem; }
-td.text { text-align: left; white-space: normal; min-width: 14rem; }
+th, td { padding: .35rem 1rem .35rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); text-align: left;
+  white-space: normal; min-width: 8rem; }
+.text { text-align: left; } td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 thead th { color: var(--soft); font-weight: 600; } tr.ours td { font-weight: 600; }
-.plots { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 1rem 0; flex: 1 1 20rem; max-width: 34rem; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: start; } .tables .scroll { max-width: 100%; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: .5rem 2rem; }
+figure { margin: 1rem 0; max-width: 30rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .85rem; }
-.strip { display: flex; gap: .75rem; overflow-x: auto; padding-bottom: .5rem; }
-.strip img { display: block; width: min(20rem, 78vw); height: auto; border-radius: 4px; }
-h3 { font-size: .95rem; margin: 1.2rem 0 .4rem; }
+.strip { display: flex; gap: 1rem; overflow-x: auto; padding-bottom: .5rem; } .strip figure { flex: none; margin: 0; }
+.strip img { display: block; height: 15rem; width: auto; image-rendering: pixelated; }
+h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
 """.strip()
 
 
@@ -110,17 +117,12 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         "<main>",
         f"<h1>{escape(title)}</h1>",
     ]
-    drawings: list[str] = []
-    for block in blocks:
-        if isinstance(block, Drawing):  # those that follow each other stand side by side
-            drawings += _html(block)
-            continue
-        if drawings:
-            parts += ['<div class="plots">', *drawings, "</div>"]
-            drawings = []
-        parts += _html(block)
-    if drawings:
-        parts += ['<div class="plots">', *drawings, "</div>"]
+    for kind, alike in itertools.groupby(
+        blocks, type
+    ):  # those that follow each other stand side by side
+        side_by_side = {Drawing: "plots", Table: "tables"}.get(kind)
+        inside = [line for block in alike for line in _html(block)]
+        parts += [f'<div class="{side_by_side}">', *inside, "</div>"] if side_by_side else inside
     return "\n".join([*parts, "</main>", "</html>"]) + "\n"
 
 
@@ -169,26 +171,37 @@ def _html(block: Block) -> list[str]:
             return [f"<figure>{block.svg}{caption}</figure>"]
         case Strip():
             shown = [
-                f'<img alt="{escape(one.caption)}" loading="lazy" '
+                f'<figure><img alt="{escape(f"{block.caption}, {one.caption}")}" '
                 f'src="data:image/png;base64,{base64.b64encode(one.png).decode()}">'
+                f"<figcaption>{escape(one.caption)}</figcaption></figure>"
                 for one in block.pictures
             ]
             return [f"<h3>{escape(block.caption)}</h3>", '<div class="strip">', *shown, "</div>"]
 
 
 def _html_table(table: Table) -> list[str]:
+    words = [
+        any(row[place] for row in table.rows)
+        and not any(_FIGURE.match(row[place]) for row in table.rows)
+        for place in range(len(table.head))
+    ]
     lines = ['<div class="scroll" tabindex="0"><table>']
     if table.caption:
         lines.append(f"<caption>{escape(table.caption)}</caption>")
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    head = "".join(
+        f"<th scope=col{' class=text' if word else ''}>{escape(name)}</th>"
+        for name, word in zip(table.head, words, strict=True)
+    )
     lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for number, row in enumerate(table.rows):
-        cells = "".join(
-            f"<td{' class=text' if len(cell) > 40 and place else ''}>{escape(cell)}</td>"
-            for place, cell in enumerate(row)
-        )
+        cells = "".join(_html_cell(cell, word) for cell, word in zip(row, words, strict=True))
         lines.append(f"<tr{' class=ours' if number in table.bold else ''}>{cells}</tr>")
     return [*lines, "</tbody></table></div>"]
+
+
+def _html_cell(cell: str, word: bool) -> str:
+    long = " long" if len(cell) > LONG else ""
+    return f'<td class="text{long}">{escape(cell)}</td>' if word else f"<td>{escape(cell)}</td>"
 
 
 def _md(text: str) -> str:

@@ -89,7 +89,8 @@ def plan(
     cells = list(grid.cells())
     pieces: dict[str, Piece] = {}
     found: list[CellPlan] = []
-    real: dict[tuple[str, int | None, int, str], RealPlan] = {}
+    distilled: dict[str, Piece] = {}
+    real: dict[str, RealPlan] = {}
     for seed in dict.fromkeys(cell.seed for cell in cells):
         of_seed = [cell for cell in cells if cell.seed == seed]
         taught = _teachers(of_seed, images_of, parts)
@@ -98,6 +99,8 @@ def plan(
             estimate = _estimate(cell, images) if estimates else None
             teachers = taught[teachers_digest(images, cell.recipe)]
             distillation = _distillation(cell, images, teachers, grid.seeds[0] == seed)
+            # a variant that changes only what comes after has the images of the recipe itself
+            distillation = distilled.setdefault(distillation.of, distillation)
             evaluation = _evaluation(distillation, cell, images, on)
             ordered = [estimate] if estimate else []
             for piece in (*ordered, *teachers, distillation, evaluation):
@@ -109,9 +112,7 @@ def plan(
             )
             for one in _real(cell, images, on):
                 pieces.setdefault(one.piece.file, one.piece)
-                known = [other.piece.file for other in real.values()]
-                if one.piece.file not in known:
-                    real[one.method, one.per_class, one.seed, one.variant] = one
+                real.setdefault(one.piece.file, one)
     first = sorted(pieces.values(), key=lambda piece: piece.kind != "estimate")
     return Plan(tuple(first), tuple(found), tuple(real.values()))
 

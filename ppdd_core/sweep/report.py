@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ppdd_core.data.files import json_bytes, write_atomically
+from ppdd_core.detector.wording import mean_sd
 from ppdd_core.sweep.grid import Grid
 from ppdd_core.sweep.page import (
     Block,
@@ -33,7 +34,6 @@ from ppdd_core.sweep.svg import Point, Series, bytes_text, plot
 from ppdd_core.sweep.table import (
     BEST,
     curves,
-    mean_sd,
     provenance,
     sheets,
     summarise,
@@ -113,7 +113,7 @@ def _blocks(grid: Grid, plan: Plan, out: Path, value: Mapping[str, Any]) -> list
         *_histories(plan, out, seed),
         *_cells(figures),
         *_estimates(figures),
-        *_sheets(plan, out, seed),
+        *_sheets(plan, out, seed, figures),
     ]
 
 
@@ -390,7 +390,7 @@ def _estimates(figures: Mapping[str, Any]) -> list[Block]:
         Heading("Estimate against what it took"),
         Paragraph(
             f"It took {middle:.2f} times what was estimated (median of {len(ratios)}; from {min(ratios):.2f} to "
-            f"{max(ratios):.2f}). Estimated by `ppdd estimate` before, on a machine doing nothing else, with as many "
+            f"{max(ratios):.2f}). Estimated by ppdd estimate before, on a machine doing nothing else, with as many "
             "threads; measured beside whatever else ran. Teachers: seconds of one after the other."
         ),
         Table(
@@ -400,14 +400,16 @@ def _estimates(figures: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def _sheets(plan: Plan, out: Path, seed: int) -> list[Block]:
+def _sheets(plan: Plan, out: Path, seed: int, figures: Mapping[str, Any]) -> list[Block]:
     found = sheets(plan, out, seed=seed)
     if not found:
         return []
     each = max(1, min(STEPS_SHOWN, MOST_SHEETS // len(found)))
+    classes: list[str] = next((c["result"]["classes"] for c in figures["cells"] if c["result"]), [])
+    names = f": {', '.join(classes)}" if classes else ""
     blocks: list[Block] = [
         Heading("Distilled images on the way"),
-        Paragraph(f"Seed {seed}; the first images of every class. Rows are classes."),
+        Paragraph(f"Seed {seed}; the first images of every class, a row per class{names}."),
     ]
     for per_class, label, drawn in sorted(found, key=lambda one: one[0]):
         title = f"IPC {per_class}, {label}"

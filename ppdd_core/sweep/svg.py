@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, PLOT_HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 14.0, 42.0
+WIDTH, PLOT_HEIGHT = 400.0, 250.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 10.0, 44.0
 LEGEND_LINE = 18.0
 TICKS = 5
+DODGE = 2.5  # to the side, from series to series: so that bars at one x are all seen
 SERIES = 8  # colours there are
-LETTER = 6.2  # width of a letter, about
+LETTER = 6.4  # width of a letter, about
 MARKS = ("circle", "square", "triangle", "diamond")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 STYLE = """
 .ppdd-plot { --ink: #26303a; --faint: #d8dee4; --paper: #fff; --s0: #0b62c4; --s1: #c2410c; --s2: #15803d;
   --s3: #7e22ce; --s4: #0e7490; --s5: #b91c5c; --s6: #7a5c00; --s7: #52606d;
-  font: 11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; background: var(--paper); }
+  font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; background: var(--paper); }
 @media (prefers-color-scheme: dark) { .ppdd-plot { --ink: #dbe2ea; --faint: #3a444f; --paper: #171c22; --s0: #6cb0ff;
   --s1: #ff9d66; --s2: #62d68a; --s3: #c79bff; --s4: #5fd0e6; --s5: #ff8cb8; --s6: #e0c15a; --s7: #a9b6c2; } }
 .ppdd-plot text { fill: var(--ink); }
@@ -86,8 +87,10 @@ def plot(
         f"<style>{STYLE}</style>",
         *_frame(across, up, x, y, x_text or _number),
     ]
+    aside = DODGE if any(point.spread for point in points) else 0.0
     for place, one in enumerate(drawn):
-        parts += _series(place, one, across, up, x_text or _number)
+        shift = aside * (place - (len(drawn) - 1) / 2)
+        parts += _series(place, one, across, up, x_text or _number, shift)
     parts += [text for text, _ in legend]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -176,7 +179,12 @@ def _frame(
 
 
 def _series(
-    place: int, one: Series, across: _Axis, up: _Axis, x_text: Callable[[float], str]
+    place: int,
+    one: Series,
+    across: _Axis,
+    up: _Axis,
+    x_text: Callable[[float], str],
+    shift: float,
 ) -> Iterator[str]:
     colour, dash = f"s{place % SERIES}", DASHES[place % len(DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
@@ -187,10 +195,10 @@ def _series(
             f'x2="{across.end:g}" y1="{at:.1f}" y2="{at:.1f}"/>'
         )
     if len(one.points) > 1:
-        path = " ".join(f"{across(point.x):.1f},{up(point.y):.1f}" for point in one.points)
+        path = " ".join(f"{across(point.x) + shift:.1f},{up(point.y):.1f}" for point in one.points)
         yield f'<polyline class="line {colour}"{dashed} points="{path}"/>'
     for point in one.points if one.marks or len(one.points) == 1 else ():
-        at, height = across(point.x), up(point.y)
+        at, height = across(point.x) + shift, up(point.y)
         if point.spread:
             high, low = up(point.y + point.spread), up(point.y - point.spread)
             for x1, x2, y1, y2 in (
@@ -223,11 +231,11 @@ def _mark(place: int, x: float, y: float, said: str) -> str:
 
 def _legend(series: Sequence[Series]) -> Iterator[tuple[str, float]]:
     """Yield the entries below the plot, as many beside each other as fit, with the height used so far."""
-    x, line = LEFT, 0
+    x, line = LEFT / 2, 0
+    width = 36 + LETTER * max(len(one.name) for one in series)
     for place, one in enumerate(series):
-        width = 34 + LETTER * len(one.name)
-        if x > LEFT and x + width > WIDTH:
-            x, line = LEFT, line + 1
+        if place and x + width > WIDTH:
+            x, line = LEFT / 2, line + 1
         y = TOP + PLOT_HEIGHT + 8 + line * LEGEND_LINE
         dash = DASHES[place % len(DASHES)]
         dashed = f' stroke-dasharray="{dash}"' if dash else ""

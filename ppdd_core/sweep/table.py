@@ -1,4 +1,4 @@
-"""From the files of a sweep to the numbers of its report. Torch-free, and the same files give the same numbers.
+"""From the files of a sweep to the numbers of its report: the same files give the same numbers.
 
 Mean ± sample standard deviation over all networks of all seeds. Cells that failed, or are not there yet, stay in the
 table with their reason. `best on validation` is what a hospital would ship that tried every configuration: for every
@@ -13,16 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppdd_core.detector.wording import METHODS
 from ppdd_core.sweep.plan import CellPlan, Piece, Plan, row_label
 from ppdd_core.sweep.work import finished
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_auroc", "calibration_error")
 BEST = "best on validation"
-REAL = {
-    "random_real": "random real images",
-    "k_centre": "k-centre real images",
-    "full_data": "all real images",
-}
+REAL = {name: METHODS[name] for name in ("random_real", "k_centre", "full_data")}
 NOT_YET = "not computed yet"
 POINTS = 80  # of a curve
 
@@ -87,14 +84,6 @@ def sheets(plan: Plan, out: Path, *, seed: int) -> list[tuple[int, str, list[tup
     return found
 
 
-def mean_sd(value: Mapping[str, float | None]) -> str:
-    """Return `0.812 ± 0.013`; a dash for a figure that does not exist."""
-    if value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
-    return f"{value['mean']:.3f}{spread}"
-
-
 # ------------------------------------------------------------------------------------------ rows
 
 
@@ -127,7 +116,7 @@ def _entries_of_cells(
 
 def _entries_of_real(plan: Plan, out: Path, failures: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
-    for one in plan.real:
+    for one in sorted(plan.real, key=lambda one: list(REAL).index(one.method)):
         report = finished(one.piece, out)
         of = f", {one.variant}" if one.variant else ""
         found.append(
@@ -255,31 +244,36 @@ def _teachers(plan: Plan, out: Path, failures: Mapping[str, str]) -> list[dict[s
         sets.setdefault(folder, list(one.teachers))
         if one.cell.recipe.used_epochs == one.teachers[0].recipe.used_epochs:
             estimates.setdefault(folder, one.estimate)
-    found = []
-    for folder, pieces in sets.items():
-        reports = [finished(piece, out) for piece in pieces]
-        known = [report for report in reports if report is not None]
-        value: dict[str, Any] = {
-            "seed": pieces[0].recipe.seed,
-            "folder": folder,
-            "teachers": sum(len(piece.numbers) for piece in pieces),
-            "epochs": pieces[0].recipe.used_epochs,
-            "balanced_accuracy": [a for report in known for a in report["balanced_accuracy"]],
-            "seconds": None,
-            "estimated_seconds": None,
-            "why": None,
-        }
-        if len(known) < len(pieces):
-            value["why"] = next((failures[p.file] for p in pieces if p.file in failures), NOT_YET)
-        else:
-            value["seconds"] = round(sum(r["seconds"] * r["side_by_side"] for r in known), 2)
-            file = estimates.get(folder)
-            if file and (out / file).exists():
-                # the estimate is of one process: its teachers come one after the other
-                report = json.loads((out / file).read_bytes())["report"]
-                value["estimated_seconds"] = report["estimated"]["teachers"]
-        found.append(value)
-    return found
+    return [
+        _set_of_teachers(folder, pieces, estimates.get(folder, ""), out, failures)
+        for folder, pieces in sets.items()
+    ]
+
+
+def _set_of_teachers(
+    folder: str, pieces: Sequence[Piece], estimate: str, out: Path, failures: Mapping[str, str]
+) -> dict[str, Any]:
+    reports = [finished(piece, out) for piece in pieces]
+    known = [report for report in reports if report is not None]
+    taken = [report["seconds"] * report["side_by_side"] for report in known if "seconds" in report]
+    value: dict[str, Any] = {
+        "seed": pieces[0].recipe.seed,
+        "folder": folder,
+        "teachers": sum(len(piece.numbers) for piece in pieces),
+        "epochs": pieces[0].recipe.used_epochs,
+        "balanced_accuracy": [a for report in known for a in report["balanced_accuracy"]],
+        # known where every one of them was trained as it is divided now
+        "seconds": round(sum(taken), 2) if len(taken) == len(pieces) else None,
+        "estimated_seconds": None,
+        "why": None,
+    }
+    if len(known) < len(pieces):
+        value["why"] = next((failures[p.file] for p in pieces if p.file in failures), NOT_YET)
+    if estimate and (out / estimate).exists():
+        # the estimate is of one process: its teachers come one after the other
+        report = json.loads((out / estimate).read_bytes())["report"]
+        value["estimated_seconds"] = report["estimated"]["teachers"]
+    return value
 
 
 def provenance(plan: Plan, out: Path) -> dict[str, list[str]]:

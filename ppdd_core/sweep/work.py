@@ -27,7 +27,7 @@ from ppdd_core.data.distilled import DistilledSet
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.detector.evaluate import FullNetwork, Train
 from ppdd_core.errors import CheckpointError
-from ppdd_core.package.previews import draw_contact_sheet
+from ppdd_core.package.previews import draw_image
 from ppdd_core.pipeline import (
     Images,
     Measured,
@@ -42,7 +42,7 @@ from ppdd_core.run_folder import read_json
 from ppdd_core.sweep.plan import Piece
 from ppdd_core.teachers.store import TrajectoryStore
 
-SHOWN = 5  # images of a class on a contact sheet
+SHOWN, CELL, GAP, PAPER = 5, 96, 4, 128  # of a contact sheet: images a class, pixels, grey
 TICK = 5.0  # seconds between two notes of how long a piece has taken, which survive a kill
 
 OnProgress = Callable[[float, str], None]  # (share of the piece, what is to be said of it)
@@ -82,16 +82,16 @@ class Desk:
 def finished(piece: Piece, out: Path) -> dict[str, Any] | None:
     """Return what a piece came to, None where it is still to be done."""
     path = out / piece.file
-    if not path.exists():
-        return None
-    known = read_json(path)
-    if known.get("of") != piece.of or not isinstance(known.get("report"), dict):
-        return None
-    if piece.kind == "teachers":
-        store = TrajectoryStore(out / piece.teachers)
-        if any(store.epochs_done(t) < piece.recipe.used_epochs for t in piece.numbers):
+    known = read_json(path) if path.exists() else {}
+    ours = known.get("of") == piece.of and isinstance(known.get("report"), dict)
+    report: dict[str, Any] | None = dict(known["report"]) if ours else None
+    if piece.kind == "teachers":  # they count as they lie there, whoever trained them
+        store, epochs = TrajectoryStore(out / piece.teachers), piece.recipe.used_epochs
+        if any(store.epochs_done(t) < epochs for t in piece.numbers):
             return None
-    return dict(known["report"])
+        accuracy = [store.info(t, epochs).accuracy for t in piece.numbers]
+        return {**(report or {}), "balanced_accuracy": accuracy}
+    return report
 
 
 def do(piece: Piece, desk: Desk, on_progress: OnProgress) -> None:
@@ -156,7 +156,7 @@ def _estimate(piece: Piece, desk: Desk, _report: Callable[[StageProgress], None]
 
 
 def _teach(piece: Piece, desk: Desk, report: Callable[[StageProgress], None]) -> dict[str, Any]:
-    store = teach(
+    teach(
         desk.images(piece.recipe),
         piece.recipe,
         desk.settings.out / piece.teachers,
@@ -165,8 +165,7 @@ def _teach(piece: Piece, desk: Desk, report: Callable[[StageProgress], None]) ->
         numbers=iter(piece.numbers),
         on_progress=report,
     )
-    last = [store.info(t, piece.recipe.used_epochs).accuracy for t in piece.numbers]
-    return {"balanced_accuracy": last, "side_by_side": _side_by_side(piece, desk)}
+    return {"side_by_side": _side_by_side(piece, desk)}
 
 
 def _side_by_side(piece: Piece, desk: Desk) -> int:
@@ -178,8 +177,7 @@ def _distil(piece: Piece, desk: Desk, report: Callable[[StageProgress], None]) -
     folder = (desk.settings.out / piece.file).parent
 
     def draw(step: int, shown: DistilledSet) -> None:
-        sheet = contact_sheet(shown, f"step {step:,}")
-        write_atomically(folder / "sheets" / f"step-{step:06d}.png", sheet)
+        write_atomically(folder / "sheets" / f"step-{step:06d}.png", contact_sheet(shown))
 
     images = desk.images(piece.recipe)
     taught = desk.settings.out / piece.teachers
@@ -198,6 +196,7 @@ def _distil(piece: Piece, desk: Desk, report: Callable[[StageProgress], None]) -
     return {
         "learning_rate": distilled.learning_rate,
         "images": len(distilled),
+        "classes": list(distilled.classes),
         "bytes": sum(one.numel() * one.element_size() for one in tensors),
         **_end_of(folder / "history.jsonl"),
     }
@@ -214,18 +213,21 @@ def _end_of(history: Path) -> dict[str, Any]:
     }
 
 
-def contact_sheet(shown: DistilledSet, title: str) -> bytes:
-    """Return a PNG of the first images of every class."""
+def contact_sheet(shown: DistilledSet) -> bytes:
+    """Return a PNG of the first images of every class: a row per class, nothing written on it."""
     labels_I = shown.labels if shown.labels.ndim == 1 else shown.labels.argmax(1)
-    rows, taken = [], dict.fromkeys(range(len(shown.classes)), 0)
-    for row, label in enumerate(labels_I.tolist()):
-        taken[label] += 1
-        if taken[label] <= SHOWN:
-            rows.append(row)
-    grey_IHW = (shown.grey_IHW()[rows].numpy() * 255).round().astype(np.uint8)
-    return draw_contact_sheet(
-        grey_IHW, [int(labels_I[row]) for row in rows], shown.classes, title=title, note=""
-    )
+    grey_IHW = (shown.grey_IHW().numpy() * 255).round().astype(np.uint8)
+    enlarged = max(1, CELL // shown.image_size)
+    side = shown.image_size * enlarged
+    rows = [(labels_I == label).nonzero().flatten()[:SHOWN] for label in range(len(shown.classes))]
+    columns = max(len(row) for row in rows)
+    sheet_HW = np.full((len(rows) * (side + GAP) - GAP, columns * (side + GAP) - GAP), PAPER)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row.tolist()):
+            top, left = y * (side + GAP), x * (side + GAP)
+            big_HW = np.kron(grey_IHW[image], np.ones((enlarged, enlarged), dtype=np.uint8))
+            sheet_HW[top : top + side, left : left + side] = big_HW
+    return draw_image(sheet_HW.astype(np.uint8))
 
 
 def _evaluate_set(

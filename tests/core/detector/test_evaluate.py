@@ -12,7 +12,13 @@ import pytest
 from ppdd_core.config import Balance, DetectorConfig, NetConfig
 from ppdd_core.data.dataset import LabelledImages
 from ppdd_core.data.distilled import DistilledSet
-from ppdd_core.detector.evaluate import FullDataConfig, evaluate_sets, summarise
+from ppdd_core.detector.evaluate import (
+    FullDataConfig,
+    FullNetwork,
+    Train,
+    evaluate_sets,
+    summarise,
+)
 from ppdd_core.errors import BadConfigError, SourceError
 
 Images = Callable[..., LabelledImages]
@@ -182,3 +188,41 @@ def test_sets_that_do_not_fit_are_refused(images: Images, distilled: Distilled) 
         run([good], images, baselines=("herding",))
     with pytest.raises(SourceError, match="validation split has no images"):
         run([good], images, validation=images([0, 0, 0]))
+
+
+def test_an_evaluation_may_be_done_in_parts(images: Images, distilled: Distilled) -> None:
+    """A sweep evaluates set by set and baseline by baseline; nothing depends on what runs beside it."""
+    one = distilled()
+    whole = run([("distilled", one)], images)["results"]
+    kept: list[FullNetwork] = []
+
+    def remembered(train: Train) -> list[FullNetwork]:
+        kept.extend([] if kept else train())
+        return kept
+
+    parts: list[dict[str, Any]] = run([("distilled", one)], images, baselines=())["results"]
+    for name in ("random_real", "k_centre"):
+        parts += run([], images, net=one.net, sizes=(2,), baselines=(name,), remembered=remembered)[
+            "results"
+        ]
+    known = len(kept)
+    parts += run([], images, net=one.net, baselines=("full_data",), remembered=remembered)[
+        "results"
+    ]
+    assert parts == whole
+    assert len(kept) == known == 2  # trained once, for k-centre and for itself
+    with pytest.raises(BadConfigError, match="no distilled set"):
+        run([], images)
+
+
+def test_the_score_to_choose_by_is_of_the_validation_images(
+    images: Images, distilled: Distilled
+) -> None:
+    sets = [("distilled", distilled())]
+    test = images([8, 6, 4], seed=12)
+    plain = run(sets, images, baselines=(), test=test)["results"]
+    scored = run(sets, images, baselines=(), test=test, score_validation=True)["results"]
+    on_itself = run(sets, images, baselines=(), test=images([6, 6, 6], seed=11))["results"]
+    for before, entry, expected in zip(plain, scored, on_itself, strict=True):
+        assert entry.pop("validation_balanced_accuracy") == expected["balanced_accuracy"]
+        assert entry == before
