@@ -184,6 +184,20 @@ def test_sigma_zero_is_reported_as_mtt(
     assert "mtt_unpruned" in {entry["method"] for entry in result.evaluation["results"]}
 
 
+def test_soft_labels_travel_with_their_images(
+    whole: Finished, images: Path, home: Path, tmp_path: Path
+) -> None:
+    folder = whole.with_its_teachers(tmp_path / "run")
+    settings = {**SHORT, "distill.labels": "soft", "distill.init": "mean", "distill.mean_of": 3}
+    result = run(images, home, folder, settings=settings)
+    assert verify_package(result.archive).ok
+    assert result.manifest.label_kind == "soft"
+    labels_IK = load_package(result.archive).labels
+    torch.testing.assert_close(labels_IK.sum(1), torch.ones(4))
+    assert labels_IK.argmax(1).tolist() == [0, 1, 2, 3]
+    assert float(labels_IK.max()) < 0.99
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_bytes(
     whole: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:

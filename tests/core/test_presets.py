@@ -23,9 +23,15 @@ def test_the_paper_preset_has_the_numbers_of_the_paper() -> None:
     assert recipe.distill.prune_below == 0.1
 
 
-@pytest.mark.parametrize("name", ["quick", "small", "fast"])
-def test_other_presets_touch_no_real_image_at_the_start(name: str) -> None:
+@pytest.mark.parametrize("name", ["quick", "fast"])
+def test_presets_that_start_from_noise_touch_no_real_image(name: str) -> None:
     assert preset(name, 5).distill.init == "noise"
+
+
+def test_small_starts_from_no_single_real_image() -> None:
+    started = preset("small", 5).distill
+    assert started.init == "mean"
+    assert started.mean_of >= 24
 
 
 def test_fast_trains_a_fiftieth_of_the_papers_teacher_epochs() -> None:

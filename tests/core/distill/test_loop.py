@@ -37,6 +37,7 @@ CONFIG = DistillConfig(
     lr_lr=0.1,
     batch_syn=3,
 )
+SOFT = dataclasses.replace(CONFIG, labels="soft", lr_labels=5.0)
 
 
 def make_run(config: DistillConfig = CONFIG) -> Run:
@@ -74,21 +75,45 @@ def test_the_matching_loss_falls() -> None:
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    undisturbed = finish(make_run(), start())
-    run, file = make_run(), tmp_path / "state.safetensors"
-    for state, _ in distil(run, start()):
+@pytest.mark.parametrize("config", [CONFIG, SOFT], ids=["hard", "soft"])
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path, config: DistillConfig) -> None:
+    undisturbed = finish(make_run(config), start(config))
+    run, file = make_run(config), tmp_path / "state.safetensors"
+    for state, _ in distil(run, start(config)):
         if state.step == 3:
             save_state(file, state, run_digest="d")
             break
     resumed = finish(run, load_state(file, run_digest="d", device=torch.device("cpu")))
     assert torch.equal(resumed.images_ICHW, undisturbed.images_ICHW)
+    assert torch.equal(labels_of(resumed), labels_of(undisturbed))
     assert resumed.log_lr == undisturbed.log_lr
+
+
+def labels_of(state: State) -> Tensor:
+    return state.labels_IK(synthetic_labels(2, CONFIG.images_per_class), 2)
+
+
+def test_soft_labels_begin_sure_of_their_class_and_are_learned() -> None:
+    hard = labels_of(start())
+    begun, done = start(SOFT), finish(make_run(SOFT), start(SOFT))
+    torch.testing.assert_close(labels_of(begun), hard * 0.8 + 0.1)
+    assert float((labels_of(done) - labels_of(begun)).abs().max()) > 0.001
+    torch.testing.assert_close(labels_of(done).sum(1), torch.ones(4))
+    assert torch.equal(labels_of(finish(make_run(), start())), hard)
+
+
+def test_learned_labels_lower_the_matching_loss() -> None:
+    """Images and α stand still: what falls is due to the labels."""
+    still = dataclasses.replace(
+        SOFT, lr_images=1e-12, lr_lr=0.0, iterations=80, max_start_epoch=1, augment="", lr_labels=20.0
+    )  # fmt: skip
+    losses = [progress.loss for _, progress in distil(make_run(still), start(still))]
+    assert sum(losses[-10:]) < 0.99 * sum(losses[:10])
 
 
 def test_a_checkpoint_keeps_every_field(tmp_path: Path) -> None:
     state = dataclasses.replace(
-        start(),
+        start(SOFT),
         step=4,
         log_lr=-3.3,
         velocity_lr=0.1,
@@ -96,6 +121,8 @@ def test_a_checkpoint_keeps_every_field(tmp_path: Path) -> None:
         refused_in_a_row=1,
         velocity_ICHW=torch.rand(4, 1, 8, 8),
         good_ICHW=torch.rand(4, 1, 8, 8),
+        velocity_IK=torch.rand(4, 2),
+        good_IK=torch.rand(4, 2),
     )
     save_state(tmp_path / "s", state, run_digest="d")
     found = load_state(tmp_path / "s", run_digest="d", device=torch.device("cpu"))
@@ -117,10 +144,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "s", run_digest="two", device=torch.device("cpu"))
 
 
-def matched(*, loss: float = 0.5, grad: float = 1.0, grad_lr: float = 1.0) -> Matched:
+def matched(
+    *, loss: float = 0.5, grad: float = 1.0, grad_label: float = 1.0, grad_lr: float = 1.0
+) -> Matched:
+    grad_labels_IK = torch.tensor([[grad_label, 0.0]]).expand(4, 2)
     return Matched(
-        torch.tensor(loss), torch.full((4, 1, 8, 8), grad), torch.full((4, 2), grad), torch.tensor(grad_lr),
-        torch.tensor(1.0),
+        torch.tensor(loss), torch.full((4, 1, 8, 8), grad), grad_labels_IK, torch.tensor(grad_lr), torch.tensor(1.0)
     )  # fmt: skip
 
 
@@ -130,15 +159,17 @@ def matched(*, loss: float = 0.5, grad: float = 1.0, grad_lr: float = 1.0) -> Ma
         pytest.param(matched(loss=math.nan), id="loss is NaN"),
         pytest.param(matched(loss=1e9), id="loss explodes"),
         pytest.param(matched(grad=math.inf), id="image gradient is infinite"),
+        pytest.param(matched(grad_label=math.nan), id="label gradient is NaN"),
         pytest.param(matched(grad_lr=math.nan), id="step-size gradient is NaN"),
     ],
 )
-def test_a_bad_step_goes_back_to_the_last_good_images(bad: Matched) -> None:
-    good = take_step(start(), matched(), CONFIG)
-    after = take_step(good, bad, CONFIG)
-    assert torch.equal(
-        after.images_ICHW, start().images_ICHW
-    )  # before the step that led to the bad one
+def test_a_bad_step_goes_back_to_the_last_good_images_and_labels(bad: Matched) -> None:
+    good = take_step(start(SOFT), matched(), SOFT)
+    after = take_step(good, bad, SOFT)
+    # before the step that led to the bad one
+    assert torch.equal(after.images_ICHW, start(SOFT).images_ICHW)
+    assert torch.equal(labels_of(after), labels_of(start(SOFT)))
+    assert not torch.equal(labels_of(good), labels_of(start(SOFT)))
     assert after.lr == pytest.approx(good.lr / 2)
     assert not after.velocity_ICHW.any()
     assert (after.step, after.rollbacks) == (good.step, 1)
