@@ -188,7 +188,12 @@ def test_soft_labels_travel_with_their_images(
     whole: Finished, images: Path, home: Path, tmp_path: Path
 ) -> None:
     folder = whole.with_its_teachers(tmp_path / "run")
-    settings = {**SHORT, "distill.labels": "soft", "distill.init": "mean", "distill.mean_of": 3}
+    settings: dict[str, str | float] = {
+        **SHORT,
+        "distill.labels": "soft",
+        "distill.init": "mean",
+        "distill.mean_of": 3,
+    }
     result = run(images, home, folder, settings=settings)
     assert verify_package(result.archive).ok
     assert result.manifest.label_kind == "soft"
