@@ -41,8 +41,9 @@ stop() {
   exit 2
 }
 
+# To stderr: what a command prints may go into a file.
 say() {
-  printf '== %(%H:%M:%S)T %s\n' -1 "$*"
+  printf '== %(%H:%M:%S)T %s\n' -1 "$*" >&2
 }
 
 ppdd() {

@@ -55,7 +55,7 @@ def test_the_table_stops_in_time_and_goes_on(tmp_path: Path) -> None:
     subprocess.run([*drawn, "--size", "32", "--balanced"], check=True, capture_output=True)
     known: dict[str, str | Path] = {"DATA": tmp_path / "xrays", "WHERE": ""}
     short = script(results, "table", LIMIT="1", **known)
-    assert short.returncode == 3 and "run the same again" in short.stdout
+    assert short.returncode == 3 and "run the same again" in short.stderr
     done = script(results, "table", **known)
     assert done.returncode == 0, done.stderr
     assert (results / "table" / "report.md").is_file()
