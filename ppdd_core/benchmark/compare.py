@@ -42,7 +42,7 @@ class Standing:
     def to_dict(self, what: str) -> dict[str, Any]:
         """Return it for JSON."""
         rate = {
-            "gflops": round(self.gflops, 1),
+            "gflops": round(self.gflops, 3),
             "convolution_peak_gflops": round(self.convolution_peak, 1),
             "share_of_convolution_peak": round(self.gflops / self.convolution_peak, 3),
         }
