@@ -118,8 +118,8 @@ table_slice() {
   if [[ $toy == 1 ]]; then
     arguments+=(
       --preset quick --ipc 1 --seeds 1 --baseline random_real --no-calibrate
-      --set image_size=16 --set net.width=4 --set net.depth=2 --set teacher.teachers=1 --set teacher.epoch_images=64
-      --set distill.iterations=2 --set detector.epochs=2 --set detector.seeds=1 --set privacy.members=20
+      --set image_size=16 --set net.width=8 --set net.depth=2 --set teacher.teachers=2 --set teacher.epoch_images=800
+      --set teacher.momentum=0.9 --set distill.iterations=2 --set detector.epochs=2 --set detector.seeds=1 --set privacy.members=20
     )
   else
     arguments+=(--preset fast --ipc 1 --ipc 10 --seeds 3)

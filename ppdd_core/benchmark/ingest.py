@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from ppdd_core.errors import BadConfigError, BenchmarkError, PpddError
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of each round of one side, for so many images."""
+    """Seconds of each round of one side, for so many images: on the clock, and of a core, children's included."""
 
     name: str
     images: int
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
 
     @property
     def images_per_second(self) -> float:
@@ -43,6 +45,7 @@ class Pace:
         return {
             "name": self.name, "images_per_second": round(self.images_per_second, 1),
             "seconds": [round(one, 3) for one in self.seconds],
+            "cpu_seconds": [round(one, 3) for one in self.cpu_seconds],
         }  # fmt: skip
 
 
@@ -66,8 +69,8 @@ def measure_ingest(
         listing = list_images(source, manifest=manifest, where=dict(where) or None)
     root = data.parent if data.suffix.lower() == ".csv" else data
     names = [entry.name for entry in listing.entries]
-    ours: list[float] = []
-    bare: list[float] = []
+    ours: list[tuple[float, float]] = []
+    bare: list[tuple[float, float]] = []
     sides: list[Callable[[], None]] = [
         lambda: ours.append(_ours(data, where, size, len(names))),
         lambda: bare.append(_bare(root, names, size, cores)),
@@ -76,7 +79,11 @@ def measure_ingest(
         for place in range(2):
             sides[(turn + place) % 2]()
             on_round(2 * turn + place + 1, 2 * rounds)
-    return Pace("ours", len(names), tuple(ours)), Pace("bare decode", len(names), tuple(bare))
+    return _pace("ours", len(names), ours), _pace("bare decode", len(names), bare)
+
+
+def _pace(name: str, images: int, rounds: Sequence[tuple[float, float]]) -> Pace:
+    return Pace(name, images, tuple(one for one, _ in rounds), tuple(cpu for _, cpu in rounds))
 
 
 def median_ratio(ours: Pace, bare: Pace) -> float:
@@ -84,7 +91,12 @@ def median_ratio(ours: Pace, bare: Pace) -> float:
     return statistics.median(b / a for a, b in zip(ours.seconds, bare.seconds, strict=True))
 
 
-def _ours(data: Path, where: Mapping[str, str], size: int, images: int) -> float:
+def cpu_ratio(ours: Pace, bare: Pace) -> float:
+    """Return the same in images per second of a core: what other work on the machine changes least."""
+    return statistics.median(b / a for a, b in zip(ours.cpu_seconds, bare.cpu_seconds, strict=True))
+
+
+def _ours(data: Path, where: Mapping[str, str], size: int, images: int) -> tuple[float, float]:
     asked = {"data": str(data), "where": dict(where), "size": size}
     done = subprocess.run(
         [sys.executable, "-m", "ppdd_core.benchmark.ingest"],
@@ -94,11 +106,11 @@ def _ours(data: Path, where: Mapping[str, str], size: int, images: int) -> float
         raise BenchmarkError(f"our ingest failed; it said: {_last(done.stderr)}")
     found = json.loads(done.stdout)
     _all_decoded("our ingest", found["images"], images)
-    return float(found["seconds"])
+    return float(found["seconds"]), float(found["cpu_seconds"])
 
 
-def _bare(root: Path, names: list[str], size: int, cores: int) -> float:
-    began = time.perf_counter()
+def _bare(root: Path, names: list[str], size: int, cores: int) -> tuple[float, float]:
+    began, cpu = time.perf_counter(), _of_children()
     running = [
         subprocess.Popen(
             [sys.executable, "-m", "ppdd_core.benchmark.bare"],
@@ -119,11 +131,17 @@ def _bare(root: Path, names: list[str], size: int, cores: int) -> float:
             failed = failed or _last(said)
         else:
             done += int(out)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, _of_children() - cpu
     if failed:
         raise BenchmarkError(f"the bare decode failed; it said: {failed}")
     _all_decoded("the bare decode", done, len(names))
-    return seconds
+    return seconds, cpu
+
+
+def _of_children() -> float:
+    """Return the seconds of a core that ended children have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _all_decoded(side: str, done: int, wanted: int) -> None:
@@ -141,7 +159,7 @@ def main() -> None:
     """Ingest once into a cache that is thrown away; a refusal of ours is one line on stderr."""
     asked = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         try:
             data, _ = load_images(
                 Path(asked["data"]), image_size=asked["size"], where=asked["where"] or None,
@@ -149,8 +167,9 @@ def main() -> None:
             )  # fmt: skip
         except PpddError as err:
             sys.exit(str(err))
-        seconds = time.perf_counter() - began
-    sys.stdout.write(json.dumps({"seconds": seconds, "images": len(data)}))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu + _of_children()
+    found = {"seconds": seconds, "cpu_seconds": cpu, "images": len(data)}
+    sys.stdout.write(json.dumps(found))
 
 
 def usable_cores() -> int:

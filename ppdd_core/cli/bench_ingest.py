@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ppdd_core.benchmark.ingest import measure_ingest, median_ratio, usable_cores
+from ppdd_core.benchmark.ingest import cpu_ratio, measure_ingest, median_ratio, usable_cores
 from ppdd_core.benchmark.plot import Group as Bars
 from ppdd_core.benchmark.plot import bars
 from ppdd_core.cli.console import JsonOption, emit, progress_bar
@@ -48,25 +48,33 @@ def ingest(
         ours, bare = measure_ingest(
             data, rows, size=size, rounds=rounds, cores=cores, on_round=update
         )
-    ratio = median_ratio(ours, bare)
+    ratio, of_cores = median_ratio(ours, bare), cpu_ratio(ours, bare)
     title = f"ingest: {ours.images:,} images to {size} px, {cores} cores"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in ("seconds", "images/s", "speed ×"):
+    for name in ("seconds", "images/s", "speed ×", "per core ×"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one, share in ((ours, ratio), (bare, 1.0)):
+    for one, share, cpu in ((ours, ratio, of_cores), (bare, 1.0, 1.0)):
         low, high = min(one.seconds), max(one.seconds)
         table.add_row(
-            one.name, f"{low:.2f}–{high:.2f}", f"{one.images_per_second:,.0f}", f"{share:.2f}"
+            one.name,
+            f"{low:.2f}–{high:.2f}",
+            f"{one.images_per_second:,.0f}",
+            f"{share:.2f}",
+            f"{cpu:.2f}",
         )
     value = {
         "what": title, "images": ours.images, "size": size, "cores": os.cpu_count(), "rounds": rounds,
-        "ratio": round(ratio, 3), "results": [ours.to_dict(), bare.to_dict()],
+        "ratio": round(ratio, 3), "ratio_of_processor_time": round(of_cores, 3),
+        "results": [ours.to_dict(), bare.to_dict()],
     }  # fmt: skip
     if plot is not None:
         group = Bars("images per second, as a share of the bare decode", [
             (ours.name, ratio, f"{ratio:.2f} ×"), (bare.name, 1.0, "1"),
         ])  # fmt: skip
         write_atomically(plot, bars(title, [group]).encode())
-    note = Text("median of the rounds; seconds are the least and the most", style="dim")
+    note = Text(
+        "median of the rounds; seconds are the least and the most; per core: in processor time",
+        style="dim",
+    )
     emit(value, as_json=as_json, render=Group(table, note))

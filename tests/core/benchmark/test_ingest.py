@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppdd_core.benchmark.ingest import Pace, measure_ingest, median_ratio
+from ppdd_core.benchmark.ingest import Pace, cpu_ratio, measure_ingest, median_ratio
 from ppdd_core.cli.main import main
 from ppdd_core.errors import BadConfigError, BenchmarkError
 
@@ -67,5 +67,7 @@ def test_an_absurd_size_is_refused(xrays: Path) -> None:
 
 
 def test_the_ratio_is_of_rounds_side_by_side() -> None:
-    ours, bare = Pace("ours", 10, (2.0, 4.0, 40.0)), Pace("bare decode", 10, (1.0, 4.0, 10.0))
+    ours = Pace("ours", 10, (2.0, 4.0, 40.0), (4.0, 4.0, 4.0))
+    bare = Pace("bare decode", 10, (1.0, 4.0, 10.0), (3.0, 3.0, 2.0))
     assert median_ratio(ours, bare) == 0.5
+    assert cpu_ratio(ours, bare) == 0.75
