@@ -41,7 +41,7 @@ from ppdd_core.data.dataset import (
     split_by_patient,
 )
 from ppdd_core.data.distilled import DistilledSet, Normalisation
-from ppdd_core.data.files import json_bytes, write_atomically
+from ppdd_core.data.files import json_bytes, json_digest, write_atomically
 from ppdd_core.data.tensors import labels_tensor, measure_normalisation, pixels_tensor
 from ppdd_core.detector.disclosure import without_small_classes
 from ppdd_core.detector.evaluate import (
@@ -219,7 +219,7 @@ def distill_package(
             on_snapshot=on_snapshot,
             on_progress=on_progress,
         )
-        of = _digest({"set": _content(distilled), **_record(recipe, images, source)})
+        of = json_digest({"set": _content(distilled), **_record(recipe, images, source)})
         evaluation = kept(
             out / "evaluation.json",
             of,
@@ -374,7 +374,7 @@ def teach(
 
 def teachers_digest(images: Images, recipe: Recipe) -> str:
     """Return a digest of all that decides the teachers: runs that agree in it can share them."""
-    return _digest(
+    return json_digest(
         {
             "images": images.split.train.fingerprint,
             "watched": images.split.validation.fingerprint,
@@ -445,7 +445,7 @@ def distil_set(
     def so_far(at: State) -> DistilledSet:
         return DistilledSet(
             images=at.images_ICHW.cpu(),
-            labels=run.labels_I.cpu() if at.logits_IK is None else at.logits_IK.softmax(1).cpu(),
+            labels=at.labels(run.labels_I).cpu(),
             learning_rate=at.lr,
             classes=train.classes,
             normalisation=images.normalisation,
@@ -483,12 +483,12 @@ def distil_set(
 
 def distillation_digest(images: Images, recipe: Recipe) -> str:
     """Return a digest of all that decides the distilled images."""
-    return _digest({"recipe": _what_decides(recipe), "images": images.split.train.fingerprint})
+    return json_digest({"recipe": _what_decides(recipe), "images": images.split.train.fingerprint})
 
 
-def snapshot_steps(iterations: int) -> frozenset[int]:
-    """Return the steps after which the set is shown; the last one is among them."""
-    return frozenset(-(-iterations * part // SNAPSHOTS) for part in range(1, SNAPSHOTS + 1))
+def snapshot_steps(iterations: int, count: int = SNAPSHOTS) -> frozenset[int]:
+    """Return the steps after which the set is shown: `count` of them, evenly spaced, the last one among them."""
+    return frozenset(-(-iterations * part // count) for part in range(1, count + 1))
 
 
 def _history_entry(progress: Progress) -> dict[str, Any]:
@@ -676,10 +676,6 @@ def _content(distilled: DistilledSet) -> str:
     hashed.update(distilled.labels.numpy().tobytes())
     hashed.update(distilled.learning_rate.hex().encode())
     return hashed.hexdigest()
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json_bytes(value)).hexdigest()
 
 
 def software_versions() -> dict[str, str]:

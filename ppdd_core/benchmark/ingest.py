@@ -8,7 +8,6 @@ stdin says.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -170,11 +169,6 @@ def main() -> None:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu + _of_children()
     found = {"seconds": seconds, "cpu_seconds": cpu, "images": len(data)}
     sys.stdout.write(json.dumps(found))
-
-
-def usable_cores() -> int:
-    """Return the cores this process may use, as our ingest counts them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -112,8 +112,3 @@ def balanced_accuracies(
         figures = measure(validation.labels_R, probabilities_RK, validation.classes)
         found.append(figures.balanced_accuracy)
     return found
-
-
-def marks(iterations: int, count: int) -> frozenset[int]:
-    """Return the steps to keep: `count` of them, evenly spaced, the last step among them."""
-    return frozenset(-(-iterations * part // count) for part in range(1, count + 1))

@@ -18,7 +18,6 @@ Shape suffixes: I synthetic images, R real images, C H W channel height width, P
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import resource
 import time
@@ -38,7 +37,7 @@ from ppdd_core.benchmark.plan import Plan
 from ppdd_core.benchmark.reference import Code
 from ppdd_core.benchmark.snapshots import Snapshots
 from ppdd_core.config import Recipe
-from ppdd_core.data.files import json_bytes, write_atomically
+from ppdd_core.data.files import json_digest, write_atomically
 from ppdd_core.data.tensors import labels_tensor, normalise, pixels_tensor
 from ppdd_core.distill.loop import Run, Segments, distil, first_state, load_state, save_state
 from ppdd_core.distill.start import starting_images, synthetic_labels
@@ -83,7 +82,7 @@ class Side:
 
     def tie(self, value: dict[str, Any]) -> str:
         """Tie the folder to what decides its content; CheckpointError where it is tied to something else."""
-        digest = hashlib.sha256(json_bytes(value)).hexdigest()
+        digest = json_digest(value)
         belongs(
             self.folder / "side.json",
             digest,
@@ -150,8 +149,7 @@ def run_ours(
     for reached, progress in distil(run, state):
         side.ledger.add(watch.unit(DISTILLATION, at=progress.step))
         if progress.step in marks:
-            soft_IK = reached.logits_IK
-            labels = run.labels_I if soft_IK is None else soft_IK.softmax(1)
+            labels = reached.labels(run.labels_I)
             side.snapshots.keep(progress.step, reached.images_ICHW, labels, reached.lr)
         if progress.step % CHECKPOINT_STEPS == 0 or progress.step in marks:
             save_state(side.state, reached, run_digest=digest)

@@ -11,12 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ppdd_core.benchmark.ingest import cpu_ratio, measure_ingest, median_ratio, usable_cores
+from ppdd_core.benchmark.ingest import cpu_ratio, measure_ingest, median_ratio
 from ppdd_core.benchmark.plot import Group as Bars
 from ppdd_core.benchmark.plot import bars
 from ppdd_core.cli.console import JsonOption, emit, progress_bar
 from ppdd_core.cli.dataset import parse_where
+from ppdd_core.cli.distill import Where
 from ppdd_core.data.files import write_atomically
+from ppdd_core.processes import usable_cores
 
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the ratios as bars too.")
@@ -25,12 +27,7 @@ Plot = Annotated[
 
 def ingest(
     data: Annotated[Path, typer.Option(help="Folder, ZIP or CSV manifest of X-rays.")],
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COL=VALUE", help="Only rows of the manifest with this value; may be repeated."
-        ),
-    ] = None,
+    where: Where = None,
     size: Annotated[int, typer.Option(help="Pixels of a side, decoded to.")] = 112,
     rounds: Annotated[
         int, typer.Option(help="Times that each side is measured, in turns.", min=1)

@@ -20,7 +20,7 @@ from ppdd_core.benchmark.plan import Plan
 from ppdd_core.benchmark.race import Course, course, extrapolated, measured
 from ppdd_core.cli.console import JsonOption, emit, progress_bar, remark
 from ppdd_core.cli.dataset import parse_where
-from ppdd_core.cli.distill import build_recipe
+from ppdd_core.cli.distill import Device, Where, build_recipe
 from ppdd_core.data.files import json_bytes, write_atomically
 from ppdd_core.errors import BadConfigError
 from ppdd_core.sweep.svg import Point, Series, plot
@@ -40,12 +40,7 @@ def pipeline(
         Path | None,
         typer.Option(metavar="DIR", help="A clone of GeorgeCazenavette/mtt-distillation."),
     ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COL=VALUE", help="Only rows of the manifest with this value; may be repeated."
-        ),
-    ] = None,
+    where: Where = None,
     side: Annotated[str, typer.Option(help="What to run now: both, ours or reference.")] = "both",
     preset_name: Annotated[
         str,
@@ -75,7 +70,7 @@ def pipeline(
         int, typer.Option(help="Reference: images of a student step; 0 = all, its default.")
     ] = 0,
     snapshots: Annotated[int, typer.Option(help="Points of a curve.", min=1, max=200)] = 12,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     processes: Annotated[
         int, typer.Option(help="Ours: teachers side by side on the CPU; 0 = one per core.", min=0)
     ] = 0,
@@ -102,9 +97,8 @@ def pipeline(
     )  # fmt: skip
     import torch
 
-    from ppdd_core.benchmark.snapshots import marks
     from ppdd_core.benchmark.whole import Side, run_ours, run_reference
-    from ppdd_core.pipeline import Source, load_split, pick_device
+    from ppdd_core.pipeline import Source, load_split, pick_device, snapshot_steps
     from ppdd_core.run_folder import resumable
 
     rows, place = parse_where(where), pick_device(device)
@@ -112,12 +106,12 @@ def pipeline(
     with resumable(out):
         images = load_split(Source(path=data, where=rows), recipe)
         if side in ("both", "ours"):
-            kept = marks(recipe.distill.iterations, snapshots)
+            kept = snapshot_steps(recipe.distill.iterations, snapshots)
             with _bar("ours") as show:
                 run_ours(images, recipe, ours, kept, place, processes, show)
                 ours.snapshots.score(images, recipe, place, show)
         if reference is not None and side in ("both", "reference"):
-            kept = marks(plan.iterations, snapshots)
+            kept = snapshot_steps(plan.iterations, snapshots)
             with _bar("reference") as show:
                 run_reference(images, recipe, plan, reference.absolute(), theirs, kept, place, show)
                 theirs.snapshots.score(images, recipe, place, show)

@@ -121,6 +121,7 @@ def sweep(
         baselines=tuple(dict.fromkeys(baseline)) if baseline else None,
     )
     from ppdd_core.pipeline import Source
+    from ppdd_core.sweep.table import failed
     from ppdd_core.sweep.whole import sweep as run_sweep
 
     with _bar() as show, resumes_when_there_is_room(out):
@@ -138,19 +139,11 @@ def sweep(
             on_standing=show,
         )
     emit(value, as_json=as_json, render=_summary(value, report or out))
-    failed = [
-        one for one in value["figures"]["cells"] if one["why"] not in (None, "not computed yet")
-    ]
-    failed += [
-        one
-        for row in value["figures"]["table"]
-        if row["kind"] in ("real", "all")
-        for one in row["without"]
-        if one["why"] != "not computed yet"
-    ]
-    if failed:
-        reasons = "; ".join(dict.fromkeys(str(one["why"]) for one in failed))
-        complain(f"{len(failed)} of the grid's cells failed: {reasons}")
+    rows_of_real = [row for row in value["figures"]["table"] if row["kind"] in ("real", "all")]
+    cells = [*value["figures"]["cells"], *(one for row in rows_of_real for one in row["without"])]
+    reasons = [one["why"] for one in cells if failed(one)]
+    if reasons:
+        complain(f"{len(reasons)} of the grid's cells failed: {'; '.join(dict.fromkeys(reasons))}")
         raise typer.Exit(FAILED)
 
 

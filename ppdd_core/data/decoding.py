@@ -30,6 +30,7 @@ import numpy as np
 from ppdd_core.data.images import Decoded, decode, decode_in_silence
 from ppdd_core.data.names import shown
 from ppdd_core.errors import BadImageError
+from ppdd_core.processes import usable_cores
 
 SECONDS_PER_IMAGE = 60
 MEMORY_BYTES = 4 * 2**30  # address space of a child
@@ -69,7 +70,9 @@ def decode_all(
             except BadImageError as fault:
                 yield at, fault
         return
-    count = max(1, min(processes or _usable_cores(), -(-len(names) // IMAGES_PER_CHILD)))
+    count = max(
+        1, min(processes or min(MAX_CHILDREN, usable_cores()), -(-len(names) // IMAGES_PER_CHILD))
+    )
     children = [_Child(image_size) for _ in range(count)]
     results: queue.SimpleQueue[list[tuple[int, Outcome]] | BaseException] = queue.SimpleQueue()
     room = threading.Semaphore(2 * count)
@@ -132,12 +135,6 @@ def _next_batch(
             size += len(data)
             batch.append((at, data))
     return batch
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return min(MAX_CHILDREN, len(os.sched_getaffinity(0)))
-    return min(MAX_CHILDREN, os.cpu_count() or 1)
 
 
 class _Child:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -33,3 +34,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return `value` as indented JSON with sorted keys: the same value gives the same bytes; NaN is refused."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 of `value` as `json_bytes` writes it."""
+    return hashlib.sha256(json_bytes(value)).hexdigest()

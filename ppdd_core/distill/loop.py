@@ -60,11 +60,16 @@ class State:
         """Return α."""
         return math.exp(self.log_lr)
 
+    def labels(self, labels_I: Tensor) -> Tensor:
+        """Return the labels as a set has them: class numbers [I], or the learned probabilities [I, K]."""
+        return labels_I if self.logits_IK is None else self.logits_IK.softmax(1)
+
     def labels_IK(self, labels_I: Tensor, classes: int) -> Tensor:
         """Return the labels as probabilities: the classes' own where they are hard."""
-        if self.logits_IK is None:
-            return F.one_hot(labels_I, classes).to(self.images_ICHW.dtype)
-        return self.logits_IK.softmax(1)
+        labels = self.labels(labels_I)
+        if labels.ndim == 2:
+            return labels
+        return F.one_hot(labels, classes).to(self.images_ICHW.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ Torch is needed for the images only; the plan itself is values.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from ppdd_core.config import Recipe
-from ppdd_core.data.files import json_bytes
+from ppdd_core.data.files import json_digest
 from ppdd_core.pipeline import Images, Measured, distillation_digest, teachers_digest
 from ppdd_core.sweep.grid import PLAIN, Cell, Configuration, Grid, baseline_recipe
 
@@ -152,7 +151,9 @@ def _teachers(
                 title=f"teachers, seed {recipe.seed}"
                 + (f", part {number + 1} of {len(shares)}" if len(shares) > 1 else ""),
                 file=f"{folder}/part-{number + 1}-of-{len(shares)}.json",
-                of=_digest({"teachers": digest, "numbers": share, "epochs": recipe.used_epochs}),
+                of=json_digest(
+                    {"teachers": digest, "numbers": share, "epochs": recipe.used_epochs}
+                ),
                 recipe=recipe,
                 weight=len(share) * recipe.used_epochs * (recipe.teacher.epoch_images or 10_000),
                 teachers=folder,
@@ -197,7 +198,7 @@ def _distillation(cell: Cell, images: Images, teachers: tuple[Piece, ...], sheet
 
 def _evaluation(distillation: Piece, cell: Cell, images: Images, on: Measured) -> Piece:
     recipe = cell.recipe
-    digest = _digest({"set": distillation.of, **_what_measures(recipe, images, on)})
+    digest = json_digest({"set": distillation.of, **_what_measures(recipe, images, on)})
     classes = len(images.split.train.classes)
     networks = recipe.detector.seeds * (1 + len(recipe.evaluation.other_architectures))
     return Piece(
@@ -221,7 +222,7 @@ def _real(cell: Cell, images: Images, on: Measured) -> list[RealPlan]:
     full: Piece | None = None
     if "full_data" in names or "k_centre" in names:
         evaluation = recipe.evaluation
-        digest = _digest({**facts, "method": "full data"})
+        digest = json_digest({**facts, "method": "full data"})
         networks = min(evaluation.full_networks, recipe.detector.seeds)
         each = evaluation.full_epoch_images or len(images.split.train)
         full = Piece(
@@ -236,7 +237,7 @@ def _real(cell: Cell, images: Images, on: Measured) -> list[RealPlan]:
         )
         found.append(RealPlan("full_data", None, cell.seed, cell.configuration.variant, full))
     for name in (name for name in names if name != "full_data"):
-        digest = _digest({**facts, "method": name, "size": cell.per_class})
+        digest = json_digest({**facts, "method": name, "size": cell.per_class})
         needs = (full.file,) if full and name == "k_centre" else ()
         classes = len(images.split.train.classes)
         networks = recipe.detector.seeds + len(recipe.evaluation.grid)
@@ -261,7 +262,7 @@ def _estimate(cell: Cell, images: Images) -> Piece:
     value = replace(cell.recipe, seed=0).to_dict()
     value["distill"] |= {"prune_below": 0.0, "similarity": ""}  # cost next to nothing
     classes = len(images.split.train.classes)
-    digest = _digest({"recipe": value, "images": len(images.split.train), "classes": classes})
+    digest = json_digest({"recipe": value, "images": len(images.split.train), "classes": classes})
     name = f"ipc{cell.per_class}" + (
         f"-{cell.configuration.variant}" if cell.configuration.variant else ""
     )
@@ -292,7 +293,7 @@ def _what_measures(recipe: Recipe, images: Images, on: Measured) -> dict[str, An
 def _full_digest(recipe: Recipe, images: Images) -> str:
     """Return what decides the networks on all real images; on which split they are measured does not."""
     evaluation = recipe.evaluation
-    return _digest(
+    return json_digest(
         {
             "train": images.split.train.fingerprint,
             "validation": images.split.validation.fingerprint,
@@ -306,7 +307,3 @@ def _full_digest(recipe: Recipe, images: Images) -> str:
             ],
         }
     )
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json_bytes(value)).hexdigest()

@@ -34,6 +34,7 @@ from ppdd_core.sweep.svg import Point, Series, bytes_text, plot
 from ppdd_core.sweep.table import (
     BEST,
     curves,
+    failed,
     provenance,
     sheets,
     summarise,
@@ -184,16 +185,12 @@ def _cell_text(row: Mapping[str, Any] | None, name: str) -> str:
     if row is None:
         return ""
     if not row["networks"]:
-        return "failed" if any(_failed(one) for one in row["without"]) else "–"
+        return "failed" if any(failed(one) for one in row["without"]) else "–"
     if name == "share_of_all_real":
         share = row[name]
         return "–" if share is None else f"{share:.0%}"
     missing = "*" if row["without"] else ""
     return mean_sd(row[name]) + missing
-
-
-def _failed(one: Mapping[str, Any]) -> bool:
-    return bool(one["why"] != "not computed yet")
 
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> list[Block]:

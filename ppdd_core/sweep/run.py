@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from ppdd_core.errors import PpddError
+from ppdd_core.processes import end_with_parent
 from ppdd_core.sweep.plan import Piece
 from ppdd_core.sweep.work import Desk, Settings, do, finished
 
@@ -127,21 +126,14 @@ def run(
         else:
             ledger.done.add(piece.file)
     ledger.say()
-    alone = [piece for piece in ledger.todo if piece.kind == "estimate"]  # measures an idle machine
     here = desk or Desk(settings, device)
-    for piece in alone if processes > 1 else list(ledger.todo):
-        if processes > 1 or _may_start(ledger, piece):
-            _do_here(ledger, piece, here)
-    if processes > 1 and ledger.todo:
+    # estimates come first, and measure an idle machine: they are never shared out
+    while (one := ledger.ready()) is not None and (processes == 1 or one.kind == "estimate"):
+        _do_here(ledger, one, here)
+    if ledger.todo:
         with _crew(settings, device, processes) as workers:
             _share_out(ledger, workers)
     return ledger.failed
-
-
-def _may_start(ledger: _Ledger, piece: Piece) -> bool:
-    """Tell whether a piece's needs are met; where one failed, it is taken out."""
-    ledger.ready()
-    return piece.file not in ledger.failed
 
 
 def _do_here(ledger: _Ledger, piece: Piece, desk: Desk) -> None:
@@ -260,7 +252,7 @@ def _work(line: Connection, settings: Settings, device_name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent decides
     signal.signal(signal.SIGTERM, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = torch.device(device_name)
@@ -290,10 +282,3 @@ def _throttled(line: Connection) -> Callable[[float, str], None]:
 
 def _stop(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

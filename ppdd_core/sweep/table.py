@@ -84,6 +84,11 @@ def sheets(plan: Plan, out: Path, *, seed: int) -> list[tuple[int, str, list[tup
     return found
 
 
+def failed(one: Mapping[str, Any]) -> bool:
+    """Tell whether a cell, or a seed of a row, has no result because it failed, and not because it waits."""
+    return one["why"] not in (None, NOT_YET)
+
+
 # ------------------------------------------------------------------------------------------ rows
 
 

@@ -38,6 +38,7 @@ from ppdd_core.pipeline import (
     load_split,
     teach,
 )
+from ppdd_core.processes import usable_cores
 from ppdd_core.run_folder import read_json
 from ppdd_core.sweep.plan import Piece
 from ppdd_core.teachers.store import TrajectoryStore
@@ -248,7 +249,7 @@ def _evaluate_set(
         device=desk.device,
         baselines=(),
         on=desk.settings.on,
-        score_validation=True,
+        score_validation=desk.settings.on == "test",  # to choose by
         on_progress=report,
     )
     return _figures(found)
@@ -329,12 +330,9 @@ def commit() -> str:
 
 def settings_for(settings: Settings, *, workers: int, device: torch.device) -> Settings:
     """Return the settings of one of several processes on this machine: cores are split between them."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     if device.type != "cpu":
         return settings
     if workers == 1:
         return dataclasses.replace(settings, processes=0)
-    each = max(1, cores // workers)
+    each = max(1, usable_cores() // workers)
     return dataclasses.replace(settings, processes=each, threads=each)

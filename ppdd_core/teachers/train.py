@@ -9,9 +9,7 @@ Shape suffixes: P flat network parameters, R real images, B mini-batch, C H W ch
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +26,7 @@ from ppdd_core.data.tensors import normalise
 from ppdd_core.errors import TeacherKilledError, TrainingError
 from ppdd_core.nets.fit import predict, train_epoch
 from ppdd_core.nets.functional import FlatNet
+from ppdd_core.processes import end_with_parent
 from ppdd_core.seeding import derive
 from ppdd_core.teachers.store import Epoch, TrajectoryStore
 
@@ -127,15 +126,7 @@ def _start_child(real: RealImages, watched: RealImages) -> None:
     global _shared
     torch.set_num_threads(1)
     _shared = (real, watched)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, killed or not: a resumed run must not train beside its ghosts."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _train_in_child(

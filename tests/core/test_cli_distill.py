@@ -12,10 +12,10 @@ import pytest
 
 from ppdd_core.cli import distill as commands
 from ppdd_core.cli.console import parse_pairs
-from ppdd_core.cli.main import main
 from ppdd_core.cli.picture import half_blocks, side_by_side
 from ppdd_core.data.phantom import CLASSES, write_phantoms
 from ppdd_core.errors import BadConfigError, PpddError
+from tests.program import ppdd
 
 TOY = [
     "image_size=16", "net.width=4", "net.depth=2", "teacher.teachers=1", "teacher.epochs=5", "teacher.lr=0.05",
@@ -37,12 +37,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PPDD_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def ppdd(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 def toy() -> list[str]:

@@ -14,12 +14,11 @@ from PIL import Image
 
 from ppdd_core.benchmark.ledger import DISTILLATION, TEACHERS
 from ppdd_core.benchmark.plan import Plan
-from ppdd_core.benchmark.snapshots import marks
 from ppdd_core.benchmark.whole import Side, run_reference
 from ppdd_core.cli.main import main
 from ppdd_core.config import Recipe
 from ppdd_core.errors import BenchmarkError, CheckpointError
-from ppdd_core.pipeline import Images, Source, load_split
+from ppdd_core.pipeline import Images, Source, load_split, snapshot_steps
 from ppdd_core.presets import preset
 
 PLAN = Plan(
@@ -64,7 +63,7 @@ def go(
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Side:  # fmt: skip
     side = Side(out)
-    run_reference(images, recipe(), plan, reference, side, marks(4, 2), CPU, on_progress)
+    run_reference(images, recipe(), plan, reference, side, snapshot_steps(4, 2), CPU, on_progress)
     return side
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 
-from ppdd_core.cli.main import main
 from ppdd_core.errors import CheckpointError, Interrupted, SourceError
 from ppdd_core.package.previews import read_image
 from ppdd_core.pipeline import Source, evaluate, load_split
@@ -30,6 +29,7 @@ from ppdd_core.sweep.grid import parse_variant
 from ppdd_core.sweep.run import Standing
 from tests.core.sweep.conftest import BASELINES, TOY, Ground, figures, toy_grid
 from tests.core.sweep.reading import Page
+from tests.program import ppdd
 
 
 def row(value: dict[str, object], label: str, per_class: int | None = 1) -> dict[str, object]:
@@ -391,11 +391,6 @@ def test_at_the_keyboard_a_failed_cell_is_said_and_the_exit_code_says_so_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PPDD_HOME", str(tmp_path / "home"))
-
-    def ppdd(*arguments: object) -> int:
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        return int(left.value.code or 0)
 
     out = Path(shutil.copytree(ground.whole, tmp_path / "run"))
     arguments = [

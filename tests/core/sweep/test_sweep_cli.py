@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ppdd_core.cli.main import main
+from tests.program import ppdd
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PPDD_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def ppdd(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from sqlalchemy import text
 
-from ppdd_core.cli.main import main
 from ppdd_core.package.signature import fingerprint
 from services.audit import anchoring, service
 from services.audit.actor import Actor
 from services.audit.heads import FILE
 from services.cli.audit import app
 from services.kit.resources import Resources
+from tests import program
 from tests.services.conftest import Login
 
 MARIA, EVE = Actor("user", "0190", "maria"), Actor("token", "0191", "eve")
@@ -32,10 +33,7 @@ def log(resources: Resources) -> Resources:
     return resources
 
 
-def ppdd(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments], program=app)
-    return int(left.value.code or 0)
+ppdd = partial(program.ppdd, program=app)
 
 
 # ------------------------------------------------------------------------------------------ routes
